@@ -1,0 +1,287 @@
+"""The graph of edges between the parts of a transformer that write to and read from its residual stream."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What of a model's configuration decides its graph.
+
+    Attributes:
+        n_layers: blocks.
+        n_heads: query heads per block.
+        n_kv_heads: key/value heads per block; fewer than ``n_heads`` under grouped-query attention.
+        has_mlp: ``False`` for attention-only models.
+        parallel: attention and MLP of a block read the same stream (GPT-J, GPT-NeoX).
+        position_embedding: a learned position embedding is added to the token embedding.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    has_mlp: bool = True
+    parallel: bool = False
+    position_embedding: bool = False
+
+    @staticmethod
+    def of(config: Any) -> Architecture:
+        """Read the six facts from a TransformerLens configuration."""
+        return Architecture(
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            n_kv_heads=getattr(config, "n_key_value_heads", None) or config.n_heads,
+            has_mlp=not config.attn_only,
+            parallel=bool(getattr(config, "parallel_attn_mlp", False)),
+            position_embedding=config.positional_embedding_type == "standard",
+        )
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What counts as an edge. Every published figure depends on it, so every graph carries it.
+
+    Attributes:
+        embeddings: ``"merged"``: one node ``input`` (ACDC, EAP, MIB); ``"separate"``: ``embed`` and
+            ``pos_embed``; ``"kept"``: embeddings always reach every reader and are not counted
+            (Edge Pruning without ``--with_embedding_nodes``).
+        kv: under grouped-query attention, ``"shared"``: one k and one v reader per key/value head;
+            ``"per_query_head"``: one per query head (EAP-IG, MIB).
+    """
+
+    embeddings: Literal["merged", "separate", "kept"] = "merged"
+    kv: Literal["shared", "per_query_head"] = "shared"
+
+    def __post_init__(self) -> None:
+        _check_choice("embeddings", self.embeddings, ("merged", "separate", "kept"))
+        _check_choice("kv", self.kv, ("shared", "per_query_head"))
+
+    def __str__(self) -> str:
+        return f"embeddings {self.embeddings}, kv {self.kv}"
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)} but is {value!r}. Choose one of these.")
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Readers that see the same upstream writers: one block's q, k and v, one MLP, or the logits.
+
+    Attributes:
+        kind: ``"attention"``, ``"mlp"`` or ``"logits"``.
+        layer: block index; ``n_layers`` for the logits.
+        names: reader names; for attention all q, then all k, then all v.
+        width: number of writers before it; it reads writers ``0 .. width-1``.
+        start: position of its first edge among all edges; its edges are a row-major
+            ``(len(names), width)`` block.
+    """
+
+    kind: Literal["attention", "mlp", "logits"]
+    layer: int
+    names: tuple[str, ...]
+    width: int
+    start: int
+
+    @property
+    def n_edges(self) -> int:
+        return len(self.names) * self.width
+
+    def block(self, values: Tensor) -> Tensor:
+        """The edges of these readers out of a tensor over all edges: ``(..., edge)`` to ``(..., reader, writer)``."""
+        part = values[..., self.start : self.start + self.n_edges]
+        return part.unflatten(-1, (len(self.names), self.width))
+
+
+class Graph:
+    """Writers, readers and the edges between them, in one fixed order.
+
+    With ``e`` embedding nodes (1 merged, 2 separate, 0 kept), ``L`` layers of ``H`` heads and ``K`` key/value
+    readers, the count is ``sum_l (H + 2K)(e + l(H+1)) + sum_l (e + l(H+1) + H) + e + L(H+1)``. The edges from
+    q, k and v into their own head are never counted.
+
+    Args:
+        architecture: the model's shape.
+        convention: what counts as an edge.
+
+    Example:
+        >>> gpt2 = Architecture(12, 12, 12, position_embedding=True)
+        >>> Graph(gpt2).n_edges, Graph(gpt2, Convention("separate")).n_edges
+        (32491, 32936)
+        >>> Graph(gpt2).edge(0), Graph(gpt2).index("m11->logits")
+        ('input->a0.h0<q>', 32490)
+    """
+
+    def __init__(self, architecture: Architecture, convention: Convention | None = None) -> None:
+        self.architecture = architecture
+        self.convention = convention or Convention()
+        self.embeddings = self._embeddings()
+        self.writers: tuple[str, ...] = tuple(self._writers())
+        self.readers: tuple[Readers, ...] = tuple(self._readers())
+        last = self.readers[-1]
+        self.n_edges = last.start + last.n_edges
+
+    @staticmethod
+    def of(model: Any, convention: Convention | None = None) -> Graph:
+        """The graph of a TransformerLens model."""
+        return Graph(Architecture.of(model.cfg), convention)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.architecture, self.convention))
+
+    def __repr__(self) -> str:
+        return f"Graph({self.n_edges:,} edges; {self.convention})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Architecture and convention as plain data; :meth:`from_dict` is the way back."""
+        return {"architecture": asdict(self.architecture), "convention": asdict(self.convention)}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Graph:
+        return Graph(Architecture(**data["architecture"]), Convention(**data["convention"]))
+
+    def _embeddings(self) -> tuple[str, ...]:
+        if self.convention.embeddings == "kept":
+            return ()
+        if self.convention.embeddings == "separate" and self.architecture.position_embedding:
+            return ("embed", "pos_embed")
+        return ("embed",) if self.convention.embeddings == "separate" else ("input",)
+
+    def _writers(self) -> Iterator[str]:
+        yield from self.embeddings
+        for layer in range(self.architecture.n_layers):
+            yield from (f"a{layer}.h{head}" for head in range(self.architecture.n_heads))
+            if self.architecture.has_mlp:
+                yield f"m{layer}"
+
+    def _readers(self) -> Iterator[Readers]:
+        start, shape = 0, self.architecture
+        for layer in range(shape.n_layers):
+            attention = Readers("attention", layer, self._attention_names(layer), self.attention_writers(layer), start)
+            yield attention
+            start += attention.n_edges
+            if shape.has_mlp:
+                width = attention.width + (0 if shape.parallel else shape.n_heads)
+                mlp = Readers("mlp", layer, (f"m{layer}",), width, start)
+                yield mlp
+                start += mlp.n_edges
+        yield Readers("logits", shape.n_layers, (LOGITS,), len(self.writers), start)
+
+    def attention_writers(self, layer: int) -> int:
+        """Number of writers before block ``layer``, which is also the position of its first head among them."""
+        return len(self.embeddings) + layer * (self.architecture.n_heads + int(self.architecture.has_mlp))
+
+    @property
+    def n_kv_readers(self) -> int:
+        shape = self.architecture
+        return shape.n_heads if self.convention.kv == "per_query_head" else shape.n_kv_heads
+
+    def _attention_names(self, layer: int) -> tuple[str, ...]:
+        heads = self.architecture.n_heads
+        kv = "kv" if self.n_kv_readers < heads else "h"
+        names = [f"a{layer}.h{head}<q>" for head in range(heads)]
+        return (*names, *(f"a{layer}.{kv}{head}<{part}>" for part in "kv" for head in range(self.n_kv_readers)))
+
+    @cached_property
+    def _reader_of(self) -> dict[str, tuple[Readers, int]]:
+        return {name: (readers, row) for readers in self.readers for row, name in enumerate(readers.names)}
+
+    @cached_property
+    def _writer_index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.writers)}
+
+    def edge(self, index: int) -> str:
+        """Name of the edge at ``index``."""
+        for readers in self.readers:
+            if index < readers.start + readers.n_edges:
+                row, writer = divmod(index - readers.start, readers.width)
+                return f"{self.writers[writer]}->{readers.names[row]}"
+        raise ValueError(f"An edge index must be below {self.n_edges:,} but is {index:,}. Use one of this graph.")
+
+    def edges(self, kept: Bool[Tensor, "edge"] | None = None) -> list[str]:
+        """Names of all edges, or of those that ``kept`` marks, in graph order."""
+        if kept is None:
+            return [self.edge(index) for index in range(self.n_edges)]
+        return [self.edge(index) for index in kept.nonzero().flatten().tolist()]
+
+    def index(self, edge: str) -> int:
+        """Position of a named edge.
+
+        Raises:
+            ValueError: the name is malformed, names no node of this graph, or runs backwards.
+        """
+        writer, arrow, reader = edge.partition("->")
+        if not arrow:
+            raise ValueError(f"An edge is written 'writer->reader' but {edge!r} has no '->'. Example: {self.edge(0)!r}.")
+        self._check_name("writer", writer, self._writer_index)
+        self._check_name("reader", reader, self._reader_of)
+        readers, row = self._reader_of[reader]
+        if self._writer_index[writer] >= readers.width:
+            raise ValueError(f"Edge {edge!r} runs backwards: {reader} is computed before {writer}. Reverse or drop it.")
+        return readers.start + row * readers.width + self._writer_index[writer]
+
+    def _check_name(self, role: str, name: str, known: Iterable[str]) -> None:
+        names = list(known)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 3) or names[:3]
+            raise ValueError(f"{name!r} is not a {role} of this graph ({self}). Nearest names: {', '.join(near)}.")
+
+    def effective(self, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "edge"]:
+        """Which of the kept edges lie on a path of kept edges from an embedding to the logits.
+
+        A path may enter a head through q, k or v. Where embeddings are always kept, every reader is reached.
+        """
+        alive = self._alive(kept)
+        needed, result = torch.zeros(len(self.writers), dtype=torch.bool), torch.zeros_like(kept)
+        for readers in reversed(self.readers):
+            on_path = self._needed_readers(readers, needed)[:, None] & readers.block(kept) & alive[: readers.width]
+            readers.block(result)[:] = on_path
+            needed[: readers.width] |= on_path.any(0)
+        return result
+
+    def _alive(self, kept: Tensor) -> Tensor:
+        """Writers that some embedding reaches through kept edges."""
+        alive = torch.zeros(len(self.writers), dtype=torch.bool)
+        alive[: len(self.embeddings)] = True
+        for readers in self.readers[:-1]:
+            reached = (readers.block(kept) & alive[: readers.width]).any(1)
+            if self.convention.embeddings == "kept":
+                reached = torch.ones_like(reached)
+            alive[self._writers_of(readers)] = self._to_writers(readers, reached)
+        return alive
+
+    def _writers_of(self, readers: Readers) -> slice:
+        first = self.attention_writers(readers.layer)
+        heads = self.architecture.n_heads
+        return slice(first, first + heads) if readers.kind == "attention" else slice(first + heads, first + heads + 1)
+
+    def _to_writers(self, readers: Readers, reached: Tensor) -> Tensor:
+        if readers.kind == "mlp":
+            return reached
+        heads, kv = self.architecture.n_heads, self.n_kv_readers
+        q, k, v = reached.split([heads, kv, kv])
+        return q | k.repeat_interleave(heads // kv) | v.repeat_interleave(heads // kv)
+
+    def _needed_readers(self, readers: Readers, needed: Tensor) -> Tensor:
+        if readers.kind == "logits":
+            return torch.ones(1, dtype=torch.bool)
+        nodes = needed[self._writers_of(readers)]
+        if readers.kind == "mlp":
+            return nodes
+        kv = nodes.unflatten(0, (self.n_kv_readers, -1)).any(1)
+        return torch.cat([nodes, kv, kv])

@@ -1,0 +1,194 @@
+"""What a method is given: prompt pairs, the positions that count, and a split that keeps test data apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of several prompts, padded to one length.
+
+    Attributes:
+        ids: token ids, ``(example, pos)``.
+        attention_mask: 1 for a real token and 0 for padding, ``(example, pos)``;
+            ``None`` when no prompt is padded.
+    """
+
+    ids: Int[Tensor, "example pos"]
+    attention_mask: Int[Tensor, "example pos"] | None = None
+
+    def rows(self, index: Tensor) -> Tokens:
+        """The prompts at ``index``, in that order."""
+        mask = self.attention_mask
+        return Tokens(self.ids[index], None if mask is None else mask[index])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        mask = self.attention_mask
+        return Tokens(self.ids.to(device), None if mask is None else mask.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean prompts, their corrupted twins, and what is read at the answer positions.
+
+    A twin has the same number of tokens as its clean prompt, so that activations can be exchanged
+    position by position.
+
+    Attributes:
+        index: row of each example in its split; the key under which activations are cached.
+        clean: prompts whose behaviour is explained.
+        corrupt: their counterfactual twins, same shape.
+        positions: positions whose next-token prediction is read, ``(example, answer)``.
+        answers: correct token at each of these positions, ``(example, answer)``.
+        foils: the wrong token it is compared with, ``(example, answer)``.
+
+    Example:
+        >>> ids = torch.tensor([[5, 6, 7], [5, 8, 7]])
+        >>> one = torch.tensor([[2], [2]])
+        >>> batch = Batch(torch.arange(2), Tokens(ids), Tokens(ids.flip(0)), one, one, one + 1)
+        >>> len(batch), batch.rows(torch.tensor([1])).clean.ids.tolist()
+        (2, [[5, 8, 7]])
+    """
+
+    index: Int[Tensor, "example"]
+    clean: Tokens
+    corrupt: Tokens
+    positions: Int[Tensor, "example answer"]
+    answers: Int[Tensor, "example answer"]
+    foils: Int[Tensor, "example answer"]
+
+    def __post_init__(self) -> None:
+        if self.clean.ids.shape != self.corrupt.ids.shape:
+            raise ValueError(
+                f"A batch needs clean and corrupted prompts of one shape but got {tuple(self.clean.ids.shape)} "
+                f"and {tuple(self.corrupt.ids.shape)}. Give each prompt a twin with as many tokens."
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, index: Tensor) -> Batch:
+        """The examples at ``index`` (positions within this batch, not row numbers), in that order."""
+        return Batch(**{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Consecutive pieces of at most ``size`` examples."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.rows(rows)
+
+
+def _rows(value: Tensor | Tokens, index: Tensor) -> Tensor | Tokens:
+    return value.rows(index) if isinstance(value, Tokens) else value[index]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One named set of examples in its three splits."""
+
+    train: Batch
+    validation: Batch
+    test: Batch
+
+
+@dataclass(frozen=True)
+class Tokenisation:
+    """How a task turned text into tokens; saved with every circuit found on it.
+
+    Attributes:
+        prepend_bos: whether a beginning-of-sequence token was put first.
+        padding_side: the side on which shorter prompts are padded.
+    """
+
+    prepend_bos: bool
+    padding_side: Literal["left", "right"] = "right"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The part of a task that a method may see: training and validation examples, never test."""
+
+    name: str
+    streams: Mapping[str, tuple[Batch, Batch]]
+    fingerprint: str
+
+    def train(self, stream: str = MAIN) -> Batch:
+        return self._stream(stream)[0]
+
+    def validation(self, stream: str = MAIN) -> Batch:
+        return self._stream(stream)[1]
+
+    def _stream(self, stream: str) -> tuple[Batch, Batch]:
+        if stream not in self.streams:
+            raise ValueError(
+                f"Task {self.name!r} has streams {sorted(self.streams)} but {stream!r} was asked for. "
+                "Use one of its own names."
+            )
+        return self.streams[stream]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompt pairs in named streams, each split into train, validation and test.
+
+    Methods receive :attr:`discovery`; :attr:`test` is for :func:`tlprune.evaluate` alone.
+
+    Attributes:
+        name: short name, as the command line takes it.
+        streams: examples by stream name; most tasks have the single stream ``"main"``.
+        tokenisation: beginning-of-sequence token and padding side.
+        options: how the task was built (seed, counts, held-out templates), as plain data.
+    """
+
+    name: str
+    streams: Mapping[str, Stream]
+    tokenisation: Tokenisation
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, stream in self.streams.items():
+            for split in ("train", "validation", "test"):
+                if len(getattr(stream, split)) == 0:
+                    raise ValueError(
+                        f"Task {self.name!r} needs at least one example in each split but {split} of stream "
+                        f"{name!r} is empty. Ask for more examples."
+                    )
+
+    @property
+    def discovery(self) -> Discovery:
+        seen = {name: (stream.train, stream.validation) for name, stream in self.streams.items()}
+        return Discovery(self.name, seen, self.fingerprint)
+
+    @property
+    def test(self) -> Batch:
+        """Test examples of the main stream."""
+        return self.streams[MAIN].test
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every token, position and answer, and of the tokenisation."""
+        digest = hashlib.sha256(json.dumps(vars(self.tokenisation), sort_keys=True).encode())
+        for name in sorted(self.streams):
+            for split in ("train", "validation", "test"):
+                digest.update(f"{name}/{split}".encode())
+                _digest_batch(digest, getattr(self.streams[name], split))
+        return digest.hexdigest()[:16]
+
+
+def _digest_batch(digest: Any, batch: Batch) -> None:
+    for value in (batch.clean.ids, batch.corrupt.ids, batch.positions, batch.answers, batch.foils):
+        digest.update(str(tuple(value.shape)).encode())
+        digest.update(value.cpu().numpy().tobytes())
