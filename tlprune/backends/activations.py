@@ -1,0 +1,138 @@
+"""What the edge engine exchanges with a model, in names that no library owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tlprune.graph import Architecture, Convention
+from tlprune.task import Tokens
+
+Norm = Literal["layer", "rms", "none"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Everything that a run's writers wrote, stored small: head outputs as ``z``, before the output projection.
+
+    Each tensor has leading axes ``(example, pos)``, or 1 in place of either for a value that does not vary there.
+
+    Attributes:
+        embeddings: token embedding and, where it is learned, position embedding.
+        heads: ``z`` of each block, ``(example, pos, head, d_head)``.
+        mlps: MLP output of each block, ``(example, pos, d_model)``; empty for attention-only models.
+        streams: the residual stream at each set of readers in graph order, ``(example, pos, d_model)``.
+    """
+
+    embeddings: tuple[Float[Tensor, "example pos d_model"], ...]
+    heads: tuple[Float[Tensor, "example pos head d_head"], ...]
+    mlps: tuple[Float[Tensor, "example pos d_model"], ...]
+    streams: tuple[Float[Tensor, "example pos d_model"], ...]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
+        """Apply a function to every tensor."""
+        return Activations(
+            tuple(map(function, self.embeddings)),
+            tuple(map(function, self.heads)),
+            tuple(map(function, self.mlps)),
+            tuple(map(function, self.streams)),
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.embeddings, *self.heads, *self.mlps, *self.streams)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """From a reader's mixed input to q, k and v: ``norm(x) @ weight + bias``, the norm's gain folded in.
+
+    Attributes:
+        weight: ``W_Q | W_K | W_V`` of one block, ``(reader, d_model, d_head)``.
+        bias: their biases with the norm's bias folded in, ``(reader, d_head)``.
+        norm: kind of normalisation.
+        epsilon: added to the variance or mean square.
+        splits: numbers of q, k and v readers.
+    """
+
+    weight: Float[Tensor, "reader d_model d_head"]
+    bias: Float[Tensor, "reader d_head"]
+    norm: Norm
+    epsilon: float
+    splits: tuple[int, int, int]
+
+    def normalise(self, mixed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        if self.norm == "layer":
+            return F.layer_norm(mixed, mixed.shape[-1:], eps=self.epsilon)
+        if self.norm == "rms":
+            return mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + self.epsilon)
+        return mixed
+
+
+class Steering(Protocol):
+    """What a backend calls, in order, during a steered run. The engine is one."""
+
+    def embedding(self, index: int, value: Float[Tensor, "example pos d_model"]) -> None: ...
+
+    def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of a block, each ``(example, pos, head, d_head)``."""
+        ...
+
+    def heads(self, layer: int, z: Float[Tensor, "example pos head d_head"]) -> None: ...
+
+    def mlp_input(self, layer: int) -> Float[Tensor, "example pos d_model"]: ...
+
+    def mlp(self, layer: int, output: Float[Tensor, "example pos d_model"]) -> None: ...
+
+    def final(self) -> Float[Tensor, "example pos d_model"]:
+        """The residual stream that the logits read."""
+        ...
+
+
+class Backend(Protocol):
+    """One kind of model: where its activations are and how to steer them."""
+
+    model: Any
+    architecture: Architecture
+    dtype: torch.dtype
+    device: torch.device
+    d_model: int
+
+    def observe(self, tokens: Tokens) -> Activations:
+        """Run the plain model without gradients and return what its writers wrote."""
+        ...
+
+    def logits(self, tokens: Tokens, positions: Int[Tensor, "example answer"] | None) -> Tensor:
+        """Logits of the plain model at ``positions``, or at all when ``None``."""
+        ...
+
+    def steer(
+        self,
+        tokens: Tokens,
+        steering: Steering,
+        convention: Convention,
+        positions: Int[Tensor, "example answer"] | None,
+    ) -> Tensor:
+        """Run the model with every reader's input taken from ``steering``; logits at ``positions``."""
+        ...
+
+    def projection(self, layer: int, convention: Convention) -> Projection: ...
+
+    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]: ...
+
+    def constants(self) -> list[Float[Tensor, "d_model"]]:
+        """What no edge carries: for each set of readers the sum of attention output biases before it."""
+        ...
+
+
+def select(stream: Float[Tensor, "example pos d_model"], positions: Tensor | None) -> Tensor:
+    """Rows of a stream at each example's answer positions, ``(example, answer, d_model)``."""
+    if positions is None:
+        return stream
+    return stream[torch.arange(len(stream), device=stream.device)[:, None], positions.to(stream.device)]

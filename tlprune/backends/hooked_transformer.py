@@ -1,0 +1,279 @@
+"""HookedTransformer: every decoder of TransformerLens 3 whose blocks add to one residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tlprune.backends.activations import Activations, Norm, Projection, Steering, select
+from tlprune.graph import Architecture, Convention
+from tlprune.task import Tokens
+
+NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
+# Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
+UNUSED_POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result", "ln1.")
+Hook = Callable[[Tensor], Tensor | None]
+
+
+class HookedTransformerBackend:
+    """Reads and steers a HookedTransformer through its HookPoints, for the length of one call.
+
+    Args:
+        model: the model; nothing of it is changed afterwards.
+
+    Raises:
+        ValueError: its blocks do not simply add to one stream (mixture of experts, post-norms, 4-bit, shortformer).
+    """
+
+    def __init__(self, model: Any) -> None:
+        refuse_unsupported(model.cfg)
+        self.model = model
+        self.architecture = Architecture.of(model.cfg)
+        self.d_model: int = model.cfg.d_model
+        self._projections: dict[tuple[int, str], tuple[tuple, Projection]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed.W_E.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.W_E.device
+
+    # ---- plain runs
+
+    @torch.no_grad()
+    def observe(self, tokens: Tokens) -> Activations:
+        seen: dict[str, Tensor] = {}
+        names = self._observed()
+        with self._hooks([(name, _store(seen, name), False) for name in names]):
+            self._forward(tokens, stop_at_layer=self.architecture.n_layers)
+        layers = range(self.architecture.n_layers)
+        return Activations(
+            embeddings=tuple(seen[name] for name in self._embedding_points()),
+            heads=tuple(seen[f"blocks.{layer}.attn.hook_z"] for layer in layers),
+            mlps=tuple(seen[f"blocks.{layer}.hook_mlp_out"] for layer in layers if self.architecture.has_mlp),
+            streams=tuple(seen[name] for name in self._streams()),
+        )
+
+    def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
+        with self._hooks([(self._last_point(), lambda stream: select(stream, positions), False)]), self._frozen():
+            return self._forward(tokens)
+
+    def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
+        mask = tokens.attention_mask
+        if mask is None and getattr(getattr(self.model, "tokenizer", None), "padding_side", "right") == "left":
+            # TransformerLens would guess a mask from the padding token, which is often the first token of a prompt.
+            mask = torch.ones_like(tokens.ids)
+        return self.model(tokens.ids, attention_mask=mask, **options)
+
+    def _embedding_points(self) -> list[str]:
+        return ["hook_embed", "hook_pos_embed"] if self.architecture.position_embedding else ["hook_embed"]
+
+    def _streams(self) -> list[str]:
+        """The residual-stream point that each set of readers reads in the plain model."""
+        middle = "hook_resid_pre" if self.architecture.parallel else "hook_resid_mid"
+        points = ["hook_resid_pre", middle] if self.architecture.has_mlp else ["hook_resid_pre"]
+        layers = range(self.architecture.n_layers)
+        return [*(f"blocks.{layer}.{point}" for layer in layers for point in points), self._last_point()]
+
+    def _last_point(self) -> str:
+        return f"blocks.{self.architecture.n_layers - 1}.hook_resid_post"
+
+    def _observed(self) -> list[str]:
+        layers = range(self.architecture.n_layers)
+        outputs = ["attn.hook_z", "hook_mlp_out"] if self.architecture.has_mlp else ["attn.hook_z"]
+        points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
+        return [*self._embedding_points(), *points, *dict.fromkeys(self._streams())]
+
+    # ---- steered runs
+
+    def steer(self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None) -> Tensor:
+        self._refuse_hidden_hooks()
+        hooks = [*self._embedding_hooks(steering, convention), *self._block_hooks(steering)]
+        hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
+        with self._hooks(hooks), self._flags(convention), self._frozen():
+            return self._forward(tokens)
+
+    def _embedding_hooks(self, steering: Steering, convention: Convention) -> list[tuple[str, Hook, bool]]:
+        if convention.embeddings != "separate":
+            return [("blocks.0.hook_resid_pre", lambda value: steering.embedding(0, value), True)]
+        points = enumerate(self._embedding_points())
+        return [(point, lambda value, index=index: steering.embedding(index, value), False) for index, point in points]
+
+    def _block_hooks(self, steering: Steering) -> Iterator[tuple[str, Hook, bool]]:
+        stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
+        for layer in range(self.architecture.n_layers):
+            block, reads = f"blocks.{layer}.", _AttentionReads(steering, layer)
+            yield f"{block}hook_resid_pre", lambda _: stub, False
+            for index, part in enumerate("qkv"):
+                yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
+            yield f"{block}attn.hook_z", lambda z, layer=layer: _passed(steering.heads(layer, z), z[:1, :1]), False
+            if self.architecture.has_mlp:
+                yield f"{block}hook_mlp_in", lambda _, layer=layer: steering.mlp_input(layer), True
+                yield f"{block}hook_mlp_out", lambda out, layer=layer: _passed(steering.mlp(layer, out), stub), False
+
+    def _refuse_hidden_hooks(self) -> None:
+        for name, point in self.model.hook_dict.items():
+            _, _, inside = name.partition("blocks.")
+            inside = inside.partition(".")[2]
+            if inside.startswith(UNUSED_POINTS) and (point.fwd_hooks or point.bwd_hooks):
+                raise ValueError(
+                    f"Edge masks give each reader a residual stream of its own, so {name} holds no activation, but "
+                    f"a hook of yours is on it. Hook a reader or writer instead (attn.hook_q, hook_mlp_in, "
+                    f"attn.hook_z, hook_mlp_out), or remove it with model.reset_hooks()."
+                )
+
+    # ---- weights
+
+    def projection(self, layer: int, convention: Convention) -> Projection:
+        attention, norm = self.model.blocks[layer].attn, self.model.blocks[layer].ln1
+        grouped = self.architecture.n_kv_heads < self.architecture.n_heads
+        key, value = ("_W_K", "_W_V") if grouped else ("W_K", "W_V")
+        weights = [attention.W_Q, getattr(attention, key), getattr(attention, value)]
+        biases = [attention.b_Q, getattr(attention, key.replace("W", "b")), getattr(attention, value.replace("W", "b"))]
+        gains = [gain for gain in (getattr(norm, "w", None), getattr(norm, "b", None)) if gain is not None]
+        if any(tensor.grad_fn is not None for tensor in (*weights, *biases, *gains)):
+            return self._stack(weights, biases, norm, convention)
+        return self._cached((layer, convention.kv), (*weights, *biases, *gains), weights, biases, norm, convention)
+
+    def _cached(
+        self, slot: tuple[int, str], tensors: tuple, weights: list, biases: list, norm: Module, convention: Convention
+    ) -> Projection:
+        versions = tuple((tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+        known = self._projections.get(slot)
+        if known is None or not _same_tensors(known[0], versions):
+            with torch.no_grad():
+                self._projections[slot] = (versions, self._stack(weights, biases, norm, convention))
+        return self._projections[slot][1]
+
+    def _stack(self, weights: list, biases: list, norm: Module, convention: Convention) -> Projection:
+        repeats = self.architecture.n_heads // self.architecture.n_kv_heads
+        if convention.kv == "per_query_head" and repeats > 1:
+            weights = [weights[0], *(weight.repeat_interleave(repeats, 0) for weight in weights[1:])]
+            biases = [biases[0], *(bias.repeat_interleave(repeats, 0) for bias in biases[1:])]
+        weight, bias = torch.cat(weights), torch.cat(biases)
+        if getattr(norm, "b", None) is not None:
+            bias = bias + norm.b @ weight
+        if getattr(norm, "w", None) is not None:
+            weight = norm.w[:, None] * weight
+        kind = NORMS[self.model.cfg.normalization_type]
+        q, k, v = (len(part) for part in weights)
+        return Projection(weight.contiguous(), bias, kind, self.model.cfg.eps, (q, k, v))
+
+    def output_weight(self, layer: int) -> Tensor:
+        return self.model.blocks[layer].attn.W_O
+
+    def constants(self) -> list[Tensor]:
+        total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
+        result: list[Tensor] = []
+        for block in self.model.blocks:
+            result.append(total)
+            after = total + block.attn.b_O.detach()
+            if self.architecture.has_mlp:
+                result.append(total if self.architecture.parallel else after)
+            total = after
+        return [*result, total]
+
+    # ---- the model is lent, not changed
+
+    @contextmanager
+    def _hooks(self, hooks: list[tuple[str, Hook, bool]]) -> Iterator[None]:
+        handles = []
+        try:
+            for name, hook, first in hooks:
+                point = self.model.hook_dict[name]
+                handles.append(point.register_forward_hook(_as_torch_hook(hook), prepend=first))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _flags(self, convention: Convention) -> Iterator[None]:
+        config = self.model.cfg
+        wanted = {"use_hook_mlp_in": self.architecture.has_mlp}
+        if self.architecture.n_kv_heads < self.architecture.n_heads:
+            wanted["ungroup_grouped_query_attention"] = convention.kv == "per_query_head"
+        before = {name: getattr(config, name) for name in wanted}
+        try:
+            for name, value in wanted.items():
+                setattr(config, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(config, name, value)
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """No parameter collects gradients during the call, whatever its own flag says."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+
+class _AttentionReads:
+    """Hands out q, k and v of one block, computed together when the first of them is asked for."""
+
+    def __init__(self, steering: Steering, layer: int) -> None:
+        self.steering, self.layer = steering, layer
+        self.parts: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def take(self, index: int) -> Tensor:
+        if self.parts is None:
+            self.parts = self.steering.attention(self.layer)
+        return self.parts[index]
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Raise a ValueError for models whose edges this backend would get wrong."""
+    reasons = {
+        "a mixture of experts": getattr(config, "num_experts", None),
+        "norms after attention and MLP": getattr(config, "use_normalization_before_and_after", False),
+        "4-bit weights": getattr(config, "load_in_4bit", False),
+        "shortformer positions": config.positional_embedding_type == "shortformer",
+        "norms only after attention and MLP (OLMo 2)": _is_post_norm(config),
+        f"normalisation {config.normalization_type!r}": config.normalization_type not in NORMS,
+    }
+    for reason, found in reasons.items():
+        if found:
+            raise ValueError(
+                f"Edge masks need blocks that add to one residual stream, but {config.model_name!r} has {reason}. "
+                "Supported: LayerNorm or RMSNorm before attention and MLP, rotary or learned positions, grouped-query "
+                "attention, gated MLPs, parallel attention and MLP, attention-only models."
+            )
+
+
+def _is_post_norm(config: Any) -> bool:
+    return str(getattr(config, "original_architecture", "")).startswith(("Olmo2", "Olmo3"))
+
+
+def _store(seen: dict[str, Tensor], name: str) -> Hook:
+    def store(value: Tensor) -> None:
+        seen[name] = value
+
+    return store
+
+
+def _passed(_: None, stub: Tensor) -> Tensor:
+    return stub.detach()
+
+
+def _as_torch_hook(hook: Hook) -> Callable[[Module, tuple, Tensor], Tensor | None]:
+    return lambda module, inputs, output: hook(output)
+
+
+def _same_tensors(known: tuple, versions: tuple) -> bool:
+    return len(known) == len(versions) and all(
+        old is new and before == after for (old, before), (new, after) in zip(known, versions, strict=True)
+    )

@@ -1,0 +1,170 @@
+"""The edge engine: one run of a model in which every reader sees its own mixture of upstream outputs.
+
+``x_r = c_r + sum_w x~_wr + sum_w m_rw (x_w - x~_w)`` for reader ``r`` and writers ``w`` before it, where ``x`` is a
+writer's output in this run, ``x~`` what replaces it, and ``c_r`` what no edge carries. The first two terms are the
+residual stream of the replacing run (``Activations.streams``); the third is one matrix product per set of readers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tlprune.backends.activations import Activations, Backend
+from tlprune.graph import Graph, Readers
+from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream
+from tlprune.masking.workspace import Pool, Workspace
+from tlprune.task import Tokens
+
+MaskValues = Float[Tensor, "*lead edge"]
+
+
+def run_edges(
+    backend: Backend,
+    graph: Graph,
+    tokens: Tokens,
+    mask: MaskValues,
+    replaced: Activations,
+    *,
+    positions: Int[Tensor, "example answer"] | None = None,
+    pool: Pool | None = None,
+) -> Float[Tensor, "example answer vocab"]:
+    """Logits of a model whose edges are mixed with what replaces them.
+
+    Args:
+        backend: the model.
+        graph: decides which edges there are.
+        tokens: clean prompts.
+        mask: 1 keeps an edge, 0 replaces it: ``(edge,)``; ``(example, edge)`` for a circuit per example;
+            ``(example or 1, pos, edge)`` for one per position.
+        replaced: what an ablated writer sends.
+        positions: where logits are wanted; everywhere when ``None``.
+        pool: buffers to reuse.
+
+    Raises:
+        ValueError: the mask's shape does not fit.
+        RuntimeError: a reader or writer was not met during the run.
+    """
+    _check_mask(mask, graph, tokens)
+    call = EdgeCall(backend, graph, tokens, mask, replaced, pool or Pool())
+    logits = backend.steer(tokens, call, graph.convention, positions)
+    call.check_complete()
+    return logits
+
+
+def _check_mask(mask: Tensor, graph: Graph, tokens: Tokens) -> None:
+    lead, (batch, pos) = tuple(mask.shape[:-1]), tokens.ids.shape
+    allowed = [(), (1,), (batch,), (1, pos), (batch, pos), (1, 1), (batch, 1)]
+    if mask.shape[-1] != graph.n_edges or lead not in allowed:
+        raise ValueError(
+            f"A mask needs shape ({graph.n_edges},), ({batch}, {graph.n_edges}) or (1 or {batch}, {pos}, "
+            f"{graph.n_edges}) for {batch} prompts of {pos} tokens but has {tuple(mask.shape)}. Give one number per "
+            "edge, with an example axis, or an example and a position axis, in front."
+        )
+
+
+class EdgeCall:
+    """One run: what has been written so far and what each reader is to see (a ``Steering``)."""
+
+    def __init__(
+        self, backend: Backend, graph: Graph, tokens: Tokens, mask: Tensor, replaced: Activations, pool: Pool
+    ) -> None:
+        self.backend, self.graph, self.mask, self.replaced = backend, graph, mask, replaced
+        self.always = int(graph.convention.embeddings == "kept")
+        self.shape = (*tokens.ids.shape, backend.d_model)
+        slots = len(graph.writers) + self.always
+        self.workspace = Workspace(pool, (slots, *self.shape), backend.dtype, backend.device)
+        needs_gradient = torch.is_grad_enabled() and mask.requires_grad
+        self.token = torch.zeros((), device=backend.device, requires_grad=needs_gradient)
+        self.reads, self.writes = 0, 0
+
+    # ---- writers
+
+    def embedding(self, index: int, value: Tensor) -> None:
+        separate = self.graph.convention.embeddings == "separate"
+        replaced = self.replaced.embeddings[index] if separate else self.replaced.streams[0]
+        self._write_stream(index, value, replaced)
+
+    def heads(self, layer: int, z: Tensor) -> None:
+        first = self._slot(layer)
+        weight, replaced = self.backend.output_weight(layer), self.replaced.heads[layer]
+        self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first)
+        self.writes += len(weight)
+
+    def mlp(self, layer: int, output: Tensor) -> None:
+        slot = self._slot(layer) + self.graph.architecture.n_heads
+        self._write_stream(slot, output, self.replaced.mlps[layer])
+
+    def _slot(self, layer: int) -> int:
+        return self.graph.attention_writers(layer) + self.always
+
+    def _write_stream(self, slot: int, value: Tensor, replaced: Tensor) -> None:
+        self.token = WriteStream.apply(self.token, value, replaced, self.workspace, slot)
+        self.writes += 1
+
+    # ---- readers
+
+    def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        projection = self.backend.projection(layer, self.graph.convention)
+        readers, base = self._next("attention", layer)
+        mask, gate = self._block(readers), None
+        bias = projection.bias
+        if self._scale_free(mask, base) and projection.norm != "none":
+            mask, gate, bias = _hard(mask), mask[..., 0], torch.zeros_like(bias)
+        out = ReadProjected.apply(self.token, mask, base, projection.weight, bias, projection, self.workspace)
+        out = out.unflatten(1, self.shape[:2]).permute(1, 2, 0, 3)
+        if gate is not None:
+            out = out * _over_examples(gate).to(out.dtype) + projection.bias
+        q, k, v = out.split(projection.splits, dim=2)
+        return q, k, v
+
+    def mlp_input(self, layer: int) -> Tensor:
+        readers, base = self._next("mlp", layer)
+        mask = self._block(readers)
+        return self._read_stream(_hard(mask) if self._scale_free(mask, base) else mask, base)
+
+    def final(self) -> Tensor:
+        readers, base = self._next("logits", self.graph.architecture.n_layers)
+        return self._read_stream(self._block(readers), base)
+
+    def _read_stream(self, mask: Tensor, base: Tensor) -> Tensor:
+        return ReadStream.apply(self.token, mask, base, self.workspace)
+
+    def _next(self, kind: str, layer: int) -> tuple[Readers, Tensor]:
+        readers = self.graph.readers[self.reads]
+        if (readers.kind, readers.layer) != (kind, layer):
+            raise RuntimeError(f"The model asked for {kind} of layer {layer} where {readers.names[0]} was due.")
+        base = self.replaced.streams[self.reads].to(self.workspace.exact_dtype)
+        self.reads += 1
+        return readers, base.expand(self.shape)
+
+    def _block(self, readers: Readers) -> Tensor:
+        """The readers' masks, with a column of ones for embeddings that are always kept."""
+        mask = readers.block(self.mask)
+        return F.pad(mask, (self.always, 0), value=1.0) if self.always else mask
+
+    def _scale_free(self, mask: Tensor, base: Tensor) -> bool:
+        """Whether a reader sees nothing but one gated writer, whose scale a norm would undo."""
+        return mask.shape[-1] == 1 and not self.always and not bool(base.any())
+
+    def check_complete(self) -> None:
+        """Raise unless every writer wrote and every reader read exactly once."""
+        missing = self.reads != len(self.graph.readers) or self.writes != len(self.workspace.differences)
+        if missing:
+            raise RuntimeError(
+                f"{self.reads} of {len(self.graph.readers)} sets of readers and {self.writes} of "
+                f"{len(self.workspace.differences)} writers were met during the run, so a hook did not fire. "
+                "Is part of the model skipped or replaced?"
+            )
+
+
+def _hard(mask: Tensor) -> Tensor:
+    return (mask > 0).to(mask.dtype)
+
+
+def _over_examples(gate: Float[Tensor, "*lead reader"]) -> Tensor:
+    """Line a gate up with ``(example, pos, reader, d_head)``."""
+    shape = {1: (1, 1), 2: (len(gate), 1), 3: tuple(gate.shape[:2])}[gate.dim()]
+    return gate.reshape(*shape, gate.shape[-1], 1)

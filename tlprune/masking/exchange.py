@@ -1,0 +1,168 @@
+"""The two operations of the edge engine, with hand-written gradients: a writer stores its difference, readers mix.
+
+Each takes the token of the last write. It carries no number; it makes autograd run the backward of every later read
+before that of an earlier write, so that a writer's gradient is complete when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from tlprune.backends.activations import Projection
+from tlprune.masking.workspace import Workspace
+
+
+class WriteStream(Function):
+    """Store ``x - x~`` of one writer, ``(example, pos, d_model)``, at slot ``index``."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, output: Tensor, replaced: Tensor, workspace: Workspace, index: int) -> Tensor:
+        ctx.workspace, ctx.index, ctx.dtype = workspace, index, output.dtype
+        slot = workspace.write(index, 1).view(output.shape)
+        torch.sub(output, replaced, out=slot)
+        return token.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> Any:
+        ctx.workspace.enter_backward()
+        gradient = ctx.workspace.gradients()[ctx.index]
+        return gradient.new_zeros(()), gradient.to(ctx.dtype, copy=True), None, None, None
+
+
+class WriteHeads(Function):
+    """Store ``(z - z~) W_O`` of one block's heads from slot ``first`` on; ``z`` is ``(example, pos, head, d_head)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, z: Tensor, weight: Tensor, replaced: Tensor, workspace: Workspace, first: int
+    ) -> Tensor:
+        ctx.workspace, ctx.first = workspace, first
+        difference = _heads_first(z - replaced)
+        ctx.save_for_backward(weight, difference if weight.requires_grad else None)
+        torch.bmm(difference, weight, out=workspace.write(first, len(weight)))
+        return token.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> Any:
+        ctx.workspace.enter_backward()
+        weight, difference = ctx.saved_tensors
+        slots = ctx.workspace.gradients()[ctx.first : ctx.first + len(weight)]
+        gradient = slots.flatten(1, 2).to(weight.dtype)
+        to_z = torch.bmm(gradient, weight.mT).unflatten(1, slots.shape[1:3]).permute(1, 2, 0, 3)
+        to_weight = torch.bmm(difference.mT, gradient) if ctx.needs_input_grad[2] else None
+        return gradient.new_zeros(()), to_z, to_weight, None, None, None
+
+
+def _heads_first(z: Tensor) -> Tensor:
+    return z.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+class ReadStream(Function):
+    """``base + sum_w m_w d_w`` for one reader: ``(example, pos, d_model)``."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
+        ctx.workspace, ctx.dtype = workspace, workspace.differences.dtype
+        ctx.save_for_backward(mask, base)
+        return mix(mask, base, workspace)[0].to(ctx.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ctx.workspace.enter_backward()
+        mask, _ = ctx.saved_tensors
+        to_mask = backward_of_mix(mask, gradient[None], ctx.workspace, wanted=ctx.needs_input_grad[1])
+        return gradient.new_zeros(()), to_mask, None, None
+
+
+class ReadProjected(Function):
+    """Mix, normalise and project all readers of one attention block: ``(reader, token, d_head)``.
+
+    Only the mask is kept for the backward; mix and norm are computed again there, which costs less time and far less
+    memory than keeping a stream per reader.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        token: Tensor,
+        mask: Tensor,
+        base: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        projection: Projection,
+        workspace: Workspace,
+    ) -> Tensor:
+        ctx.workspace, ctx.projection = workspace, projection
+        ctx.save_for_backward(mask, base, weight)
+        mixed = mix(mask, base, workspace).flatten(1, 2)
+        return torch.baddbmm(bias[:, None], projection.normalise(mixed).to(weight.dtype), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ctx.workspace.enter_backward()
+        mask, base, weight = ctx.saved_tensors
+        shape = ctx.workspace.differences.shape
+        mixed = mix(mask, base, ctx.workspace).flatten(1, 2)
+        with torch.enable_grad():
+            mixed.requires_grad_()
+            normed = ctx.projection.normalise(mixed)
+        (to_mixed,) = torch.autograd.grad(normed, mixed, torch.bmm(gradient, weight.mT).to(normed.dtype))
+        to_weight = torch.bmm(normed.detach().to(weight.dtype).mT, gradient) if ctx.needs_input_grad[3] else None
+        to_bias = gradient.sum(1) if ctx.needs_input_grad[4] else None
+        to_mixed = to_mixed.unflatten(1, shape[1:3])
+        to_mask = backward_of_mix(mask, to_mixed, ctx.workspace, wanted=ctx.needs_input_grad[1])
+        return gradient.new_zeros(()), to_mask, None, to_weight, to_bias, None, None
+
+
+def mix(mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
+    """``base + mask @ d``: ``(reader, example, pos, d_model)``.
+
+    Args:
+        mask: ``(reader, writer)``, with an example axis, a position axis (size 1 or full) or both before them.
+        base: what readers receive when every edge is ablated, ``(example, pos, d_model)``.
+        workspace: holds the differences ``d``.
+    """
+    differences = workspace.differences[: mask.shape[-1]]
+    rounded = mask.to(differences.dtype)
+    if mask.dim() > 2:
+        return base + torch.einsum(f"{_axes(mask)}rw,wbpd->rbpd", _squeezed(rounded), differences).to(base.dtype)
+    if differences.dtype == base.dtype:
+        mixed = torch.addmm(base.reshape(1, -1), rounded, differences.flatten(1))
+    else:
+        mixed = base.reshape(1, -1) + torch.mm(rounded, differences.flatten(1)).to(base.dtype)
+    return mixed.unflatten(1, base.shape)
+
+
+def backward_of_mix(mask: Tensor, gradient: Tensor, workspace: Workspace, *, wanted: bool) -> Tensor | None:
+    """Add ``mask^T @ gradient`` to the writers' gradients; return the mask's own, ``gradient @ d^T``, if wanted."""
+    width = mask.shape[-1]
+    differences = workspace.differences[:width]
+    rounded, gradient = mask.to(differences.dtype), gradient.to(differences.dtype)
+    if mask.dim() > 2:
+        axes = _axes(mask)
+        workspace.add_gradient(width, torch.einsum(f"{axes}rw,rbpd->wbpd", _squeezed(rounded), gradient))
+        if not wanted:
+            return None
+        return torch.einsum(f"rbpd,wbpd->{axes}rw", gradient, differences).view(mask.shape).to(mask.dtype)
+    flat = gradient.flatten(1)
+    workspace.add_product(width, rounded.T, flat)
+    return torch.mm(flat, differences.flatten(1).T).to(mask.dtype) if wanted else None
+
+
+def _axes(mask: Tensor) -> str:
+    """Einsum letters of the mask's leading axes: b for examples, p for positions; axes of size 1 are dropped."""
+    leading = "b" if mask.dim() == 3 else "bp"
+    return "".join(letter for letter, size in zip(leading, mask.shape, strict=False) if size > 1)
+
+
+def _squeezed(mask: Tensor) -> Tensor:
+    return mask.reshape(*(size for size in mask.shape[:-2] if size > 1), *mask.shape[-2:])

@@ -1,0 +1,130 @@
+"""The buffers behind one masked run, and the checks that keep their misuse from passing silently.
+
+Autograd does not see these buffers. So each call owns a workspace; its storage carries a serial number that changes
+when the storage is handed on; and every backward step checks that it still reads the numbers its forward wrote.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Key = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+class Storage:
+    """Memory for the writers' differences and their gradients; used by one workspace at a time."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.key: Key = (shape, dtype, device)
+        self.differences = torch.empty(shape, dtype=dtype, device=device)
+        self.gradients: Tensor | None = None
+        self.serial = 0
+
+
+class Pool:
+    """Storages that wait for the next call of the same shape; keeps at most ``most`` of them."""
+
+    def __init__(self, most: int = 2) -> None:
+        self.most = most
+        self.free: list[Storage] = []
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Storage:
+        for storage in self.free:
+            if storage.key == (shape, dtype, device):
+                self.free.remove(storage)
+                return storage
+        return Storage(shape, dtype, device)
+
+    def put(self, storage: Storage) -> None:
+        storage.serial += 1
+        self.free = [storage, *self.free][: self.most]
+
+
+class Workspace:
+    """What one masked run has written so far: ``d = x - x~`` for each writer, and later ``dL/dd``.
+
+    Args:
+        pool: where the storage comes from and returns to.
+        shape: ``(writer, example, pos, d_model)``.
+        dtype: of the differences; gradients are kept in at least float32.
+        device: of both.
+    """
+
+    def __init__(self, pool: Pool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.storage = pool.take(shape, dtype, device)
+        self.serial = self.storage.serial
+        self.release = weakref.finalize(self, pool.put, self.storage)
+        self._task: int | None = None
+        self._started = False
+
+    @property
+    def differences(self) -> Float[Tensor, "writer example pos d_model"]:
+        return self.storage.differences
+
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """The type of base and gradients: never below float32."""
+        return torch.promote_types(self.differences.dtype, torch.float32)
+
+    def check(self) -> None:
+        """Raise unless the storage still holds what this run wrote."""
+        if self.storage.serial != self.serial:
+            raise RuntimeError(
+                "This masked run was already backpropagated once, or its buffers were handed to another run, so a "
+                "backward through it would be wrong. Call the masked model again for each backward."
+            )
+
+    def write(self, first: int, count: int) -> Float[Tensor, "writer tokens d_model"]:
+        """The slots of some writers, to be filled."""
+        self.check()
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "A masked run was repeated inside a backward pass (activation checkpointing around a hooked block?). "
+                "Its buffers would be overwritten. Turn checkpointing off: readers are recomputed already."
+            )
+        return self.differences[first : first + count].flatten(1, 2)
+
+    def enter_backward(self) -> None:
+        """Join the running backward pass; every other one is refused. The buffers are released at its end."""
+        self.check()
+        task = torch._C._current_graph_task_id()
+        if self._task is None:
+            self._task = task
+            torch.autograd.Variable._execution_engine.queue_callback(self.release)  # pyright: ignore
+        elif task != self._task:
+            raise RuntimeError(
+                "Two backward passes meet in one masked run. Call the masked model again for each backward."
+            )
+
+    def add_gradient(self, width: int, gradient: Tensor) -> None:
+        """Add to the gradient of the first ``width`` writers; ``gradient`` is ``(writer, example, pos, d_model)``."""
+        self.gradients()[:width] += gradient
+
+    def add_product(self, width: int, weight: Tensor, gradient: Tensor) -> None:
+        """Add ``weight @ gradient``, ``(writer, reader) @ (reader, rest)``, to the first ``width`` writers."""
+        buffer = self._buffer()
+        if weight.dtype != buffer.dtype:
+            self.add_gradient(width, torch.mm(weight, gradient).view_as(buffer[:width]))
+        elif self._started:
+            buffer[:width].flatten(1).addmm_(weight, gradient)
+        else:
+            torch.mm(weight, gradient, out=buffer[:width].flatten(1))
+            buffer[width:].zero_()
+            self._started = True
+
+    def gradients(self) -> Float[Tensor, "writer example pos d_model"]:
+        """What the readers so far have sent back to each writer."""
+        buffer = self._buffer()
+        if not self._started:
+            buffer.zero_()
+            self._started = True
+        return buffer
+
+    def _buffer(self) -> Tensor:
+        if self.storage.gradients is None:
+            self.storage.gradients = torch.empty_like(self.differences, dtype=self.exact_dtype)
+        return self.storage.gradients
