@@ -1,0 +1,90 @@
+"""Sparse subnetworks of transformers: masks on any TransformerLens model, and the methods that find them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlprune import schedules as schedules
+    from tlprune import tasks as tasks
+    from tlprune.circuit import Circuit as Circuit
+    from tlprune.circuit import Scores as Scores
+    from tlprune.draw import draw as draw
+    from tlprune.evaluation import Evaluation as Evaluation
+    from tlprune.evaluation import evaluate as evaluate
+    from tlprune.gates import HardConcrete as HardConcrete
+    from tlprune.graph import Convention as Convention
+    from tlprune.graph import Graph as Graph
+    from tlprune.learning.budgets import Lagrangian as Lagrangian
+    from tlprune.learning.fit import Optimiser as Optimiser
+    from tlprune.learning.fit import Step as Step
+    from tlprune.learning.fit import fit as fit
+    from tlprune.learning.fit import steps as steps
+    from tlprune.learning.objectives import KL as KL
+    from tlprune.learning.objectives import CrossEntropy as CrossEntropy
+    from tlprune.learning.objectives import LogitDifference as LogitDifference
+    from tlprune.masking.ablation import Mean as Mean
+    from tlprune.masking.ablation import Resample as Resample
+    from tlprune.masking.ablation import Zero as Zero
+    from tlprune.masking.masked import Masked as Masked
+    from tlprune.masking.masks import Masks as Masks
+    from tlprune.masking.sites import edges as edges
+    from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
+    from tlprune.models.load import load as load
+    from tlprune.models.planted import planted as planted
+    from tlprune.random_circuits import connected_random as connected_random
+    from tlprune.task import Batch as Batch
+    from tlprune.task import Task as Task
+    from tlprune.task import Tokens as Tokens
+
+__version__ = "0.1.0"
+
+# Where each public name lives; a name is imported when it is first used, so that `import tlprune` costs nothing.
+_HOMES = {
+    "schedules": "schedules",
+    "tasks": "tasks",
+    "Circuit": "circuit",
+    "Scores": "circuit",
+    "draw": "draw",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "HardConcrete": "gates",
+    "Convention": "graph",
+    "Graph": "graph",
+    "Lagrangian": "learning.budgets",
+    "Optimiser": "learning.fit",
+    "Step": "learning.fit",
+    "fit": "learning.fit",
+    "steps": "learning.fit",
+    "KL": "learning.objectives",
+    "CrossEntropy": "learning.objectives",
+    "LogitDifference": "learning.objectives",
+    "Mean": "masking.ablation",
+    "Resample": "masking.ablation",
+    "Zero": "masking.ablation",
+    "Masked": "masking.masked",
+    "Masks": "masking.masks",
+    "edges": "masking.sites",
+    "EdgePruning": "methods.edge_pruning",
+    "load": "models.load",
+    "planted": "models.planted",
+    "connected_random": "random_circuits",
+    "Batch": "task",
+    "Task": "task",
+    "Tokens": "task",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tlprune' has no attribute {name!r}")
+    home = importlib.import_module(f"tlprune.{_HOMES[name]}")
+    value = home if _HOMES[name] == name and name in ("schedules", "tasks") else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -81,7 +81,7 @@ class Circuit:
 
     def __repr__(self) -> str:
         return (
-            f"Circuit({len(self):,} of {self.graph.n_edges:,} edges, {self.n_effective:,} effective; "
+            f"Circuit({edges_text(len(self), self.graph.n_edges)}, {self.n_effective:,} effective; "
             f"{self.graph.convention})"
         )
 
@@ -193,6 +193,11 @@ class Scores:
         kept = torch.zeros(self.graph.n_edges, dtype=torch.bool)
         kept[order[:count]] = True
         return Circuit(self.graph, kept, self.provenance)
+
+
+def edges_text(kept: int, total: int) -> str:
+    """How counts are written everywhere: ``170 of 1,701 edges``."""
+    return f"{kept:,} of {total:,} edges"
 
 
 def check_edge_count(count: int, graph: Graph) -> None:

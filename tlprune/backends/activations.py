@@ -130,6 +130,11 @@ class Backend(Protocol):
         """What no edge carries: for each set of readers the sum of attention output biases before it."""
         ...
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain data that tells this model from others."""
+        ...
+
+
 
 def select(stream: Float[Tensor, "example pos d_model"], positions: Tensor | None) -> Tensor:
     """Rows of a stream at each example's answer positions, ``(example, answer, d_model)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -179,6 +180,16 @@ class HookedTransformerBackend:
                 result.append(total if self.architecture.parallel else after)
             total = after
         return [*result, total]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name and shape of the model, and a hash of a sample of every weight."""
+        digest = hashlib.sha256()
+        for name, value in self.model.named_parameters():
+            flat = value.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float64)
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+        return {"name": self.model.cfg.model_name, "weights": digest.hexdigest()[:16]}
 
     # ---- the model is lent, not changed
 

@@ -1,0 +1,104 @@
+"""What does not change between training steps, computed once: replacements and the full model's predictions."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tlprune.backends.activations import Activations, Backend
+from tlprune.masking.ablation import Ablation
+from tlprune.task import Batch
+
+
+class RunCache:
+    """Replacements and reference log-probabilities of one split of a task, filled as examples are met.
+
+    Args:
+        backend: the model.
+        ablation: what replaces ablated writers.
+        split: the examples; rows are found by ``Batch.index``.
+        most_bytes: above this the replacements of single examples are computed anew at each step.
+    """
+
+    def __init__(self, backend: Backend, ablation: Ablation, split: Batch, *, most_bytes: int = 4 << 30) -> None:
+        self.backend, self.ablation, self.split, self.most_bytes = backend, ablation, split, most_bytes
+        self._replaced = _Rows(len(split))
+        self._reference = _Rows(len(split))
+        self._shared: Activations | None = None
+
+    def replaced(self, batch: Batch) -> Activations:
+        """What ablated writers send for these examples."""
+        if not self.ablation.per_example:
+            if self._shared is None:
+                self._shared = self.ablation.replaced(self.backend, batch.clean, batch.corrupt)
+            return self._shared
+        if not self._fits(batch):
+            return self.ablation.replaced(self.backend, batch.clean, batch.corrupt)
+        missing = self._replaced.missing(batch.index)
+        if len(missing):
+            part = batch.rows(missing)
+            found = self.ablation.replaced(self.backend, part.clean, part.corrupt)
+            self._template = found
+            self._replaced.store(part.index, _unique(found.tensors))
+        rows = self._replaced.load(batch.index)
+        names = {id(tensor): row for tensor, row in zip(_unique(self._template.tensors), rows, strict=True)}
+        return self._template.map(lambda tensor: names[id(tensor)])
+
+    def reference(self, batch: Batch) -> Float[Tensor, "example answer vocab"]:
+        """Log-probabilities of the unmasked model at the answer positions, in at least float32."""
+        missing = self._reference.missing(batch.index)
+        if len(missing):
+            part = batch.rows(missing)
+            self._reference.store(part.index, [reference_log_probabilities(self.backend, part)])
+        return self._reference.load(batch.index)[0]
+
+    def _fits(self, batch: Batch) -> bool:
+        shape, tokens = self.backend.architecture, self.split.clean.ids.numel()
+        per_token = 2 + shape.n_layers * (3 + int(shape.has_mlp)) + 1
+        return tokens * per_token * self.backend.d_model * self.backend.dtype.itemsize <= self.most_bytes
+
+
+@torch.no_grad()
+def reference_log_probabilities(backend: Backend, batch: Batch) -> Float[Tensor, "example answer vocab"]:
+    """Log-probabilities of the unmasked model at the answer positions, in at least float32."""
+    logits = backend.logits(batch.clean, batch.positions)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _unique(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """Each tensor once: in parallel blocks two sets of readers share one stream."""
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+class _Rows:
+    """Tensors over the examples of a split, filled row by row; read-only for everyone else."""
+
+    def __init__(self, count: int) -> None:
+        self.filled = torch.zeros(count, dtype=torch.bool)
+        self.tensors: list[Tensor] = []
+        self.versions: list[int] = []
+
+    def missing(self, index: Tensor) -> Tensor:
+        """Positions within ``index`` whose rows are not there yet."""
+        return (~self.filled[index.cpu()]).nonzero().flatten()
+
+    def store(self, index: Tensor, values: list[Tensor]) -> None:
+        self._check()
+        if not self.tensors:
+            self.tensors = [value.new_empty(len(self.filled), *value.shape[1:]) for value in values]
+        for tensor, value in zip(self.tensors, values, strict=True):
+            tensor[index] = value
+        self.filled[index.cpu()] = True
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def load(self, index: Tensor) -> list[Tensor]:
+        self._check()
+        return [tensor[index] for tensor in self.tensors]
+
+    def _check(self) -> None:
+        if self.versions != [tensor._version for tensor in self.tensors]:
+            raise RuntimeError(
+                "A cached counterfactual was changed in place, so later runs would be wrong. Copy it before changing "
+                "it, and start again with a new cache."
+            )

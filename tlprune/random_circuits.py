@@ -1,0 +1,112 @@
+"""Random circuits that a found one is held against."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from tlprune.circuit import Circuit, check_edge_count
+from tlprune.graph import Graph
+
+
+def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
+    """A random circuit of exactly ``count`` edges, each on a path from an embedding to the logits.
+
+    It grows from the embeddings and the logits: half of the time by a new node, with one edge in and one edge out,
+    else by an edge between nodes that are there already.
+
+    Args:
+        graph: where the edges come from.
+        count: number of edges.
+        seed: of the choices.
+
+    Raises:
+        ValueError: the graph has fewer edges, or no path of so few edges exists (embeddings kept and ``count`` 0 aside).
+
+    Example:
+        >>> from tlprune.graph import Architecture
+        >>> connected_random(Graph(Architecture(5, 8, 4)), 170)
+        Circuit(170 of 1,701 edges, 170 effective; embeddings merged, kv shared)
+    """
+    check_edge_count(count, graph)
+    growth = _Growth(graph, random.Random(seed))
+    while len(growth.kept) < count:
+        if count - len(growth.kept) < 2 or growth.random.random() < 0.5:
+            growth.add_edge() or growth.add_node()
+        else:
+            growth.add_node() or growth.add_edge()
+    kept = torch.zeros(graph.n_edges, dtype=torch.bool)
+    kept[growth.kept[:count]] = True
+    return Circuit(graph, kept, {"method": {"name": "connected_random", "seed": seed}})
+
+
+class _Growth:
+    """Nodes and edges so far. A node's name is its writer's; the logits have only a reader."""
+
+    def __init__(self, graph: Graph, source: random.Random) -> None:
+        self.graph, self.random = graph, source
+        self.kept: list[int] = []
+        self._taken: set[int] = set()
+        inner = len(graph.embeddings)
+        self.writers = set(range(inner))
+        self.left = list(range(inner, len(graph.writers)))
+        self.random.shuffle(self.left)
+        self.rows = _rows_of_nodes(graph)
+        self.open = self._edges_into(len(graph.writers))
+
+    def _edges_into(self, node: int) -> list[int]:
+        """Edges from the nodes so far into a node."""
+        return [start + writer for start, width in self.rows[node] for writer in self.writers if writer < width]
+
+    def add_edge(self) -> bool:
+        """Keep a random edge between nodes that are there; False when none is left."""
+        while self.open:
+            place = self.random.randrange(len(self.open))
+            self.open[place], self.open[-1] = self.open[-1], self.open[place]
+            if self._keep(self.open.pop()):
+                return True
+        return False
+
+    def add_node(self) -> bool:
+        """Add a random node with an edge in and an edge out; False when all are there."""
+        if not self.left:
+            return False
+        node = self.left.pop()
+        into = self._edges_into(node)
+        out = self._edges_out_of(node)
+        if into:
+            self._keep(self.random.choice(into))
+        self._keep(self.random.choice(out))
+        self.writers.add(node)
+        self.open += [edge for edge in (*into, *out) if edge not in self._taken]
+        return True
+
+    def _edges_out_of(self, node: int) -> list[int]:
+        readers = (*(other for other in self.writers if other >= len(self.graph.embeddings)), len(self.graph.writers))
+        return [start + node for other in readers for start, width in self.rows[other] if node < width]
+
+    def _keep(self, edge: int) -> bool:
+        if edge in self._taken:
+            return False
+        self._taken.add(edge)
+        self.kept.append(edge)
+        return True
+
+
+def _rows_of_nodes(graph: Graph) -> dict[int, list[tuple[int, int]]]:
+    """For each node: the first edge and the number of edges of each of its readers."""
+    rows: dict[int, list[tuple[int, int]]] = {}
+    heads, group = graph.architecture.n_heads, graph.architecture.n_heads // graph.n_kv_readers
+    for readers in graph.readers:
+        starts = [(readers.start + row * readers.width, readers.width) for row in range(len(readers.names))]
+        if readers.kind == "attention":
+            first = graph.attention_writers(readers.layer)
+            for head in range(heads):
+                kv = heads + head // group
+                rows[first + head] = [starts[head], starts[kv], starts[kv + graph.n_kv_readers]]
+        elif readers.kind == "mlp":
+            rows[graph.attention_writers(readers.layer) + heads] = starts
+        else:
+            rows[len(graph.writers)] = starts
+    return rows
