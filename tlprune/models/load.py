@@ -1,0 +1,72 @@
+"""One door for models: by name, by directory, or as they are."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlprune.models.huggingface import from_directory
+from tlprune.models.planted import planted
+from tlprune.models.transformer_lens import hooked_transformer
+
+TESTBED = Path(__file__).parent / "testbed"
+
+
+def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A model ready for masks, from whatever describes it.
+
+    Args:
+        model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
+            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory with a GPT-2 or Llama in
+            Hugging Face format; a name that TransformerLens knows (downloaded, no weight folded); or a model object,
+            which is returned as it is.
+        device: where to put it; by default a GPU if there is one.
+        dtype: of its weights.
+
+    Raises:
+        ValueError: no such name or directory, or this TransformerLens has no HookedTransformer.
+
+    Example:
+        >>> load("testbed").cfg.n_layers
+        4
+    """
+    if not isinstance(model, (str, Path)):
+        return model
+    hooked_transformer()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        return _load(str(model), device, dtype)
+
+
+def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
+    if name == "testbed":
+        return from_directory(TESTBED, device=device, dtype=dtype)
+    if name == "planted" or name.startswith("planted-"):
+        model = planted(name.partition("-")[2] or "induction").model.to(dtype)
+        return model if device is None else model.to(device)
+    if Path(name).is_dir():
+        return from_directory(name, device=device, dtype=dtype)
+    return _by_name(name, device, dtype)
+
+
+def _by_name(name: str, device: str | None, dtype: torch.dtype) -> Any:
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    try:
+        get_official_model_name(name)
+    except ValueError:
+        raise ValueError(
+            f"There is no model {name!r}: not a local directory, and no name that TransformerLens knows. "
+            "Try testbed, planted, gpt2, or the path of a Hugging Face directory."
+        ) from None
+    try:
+        return hooked_transformer()[0].from_pretrained_no_processing(name, device=device, dtype=dtype)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"TransformerLens knows {name!r} but could not download it ({reason}). Check the network, or give a local "
+            "directory that holds it."
+        ) from None

@@ -1,0 +1,191 @@
+"""Small models with hand-written weights, whose true circuit is known by construction."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tlprune.circuit import Circuit
+from tlprune.models.planted_tasks import build_task
+from tlprune.models.planted_weights import (
+    ANSWER,
+    CONTEXT,
+    D_HEAD,
+    D_MLP,
+    D_MODEL,
+    GAIN,
+    N_HEADS,
+    N_LAYERS,
+    POSITION,
+    TOKEN,
+    VOCABULARY,
+    Head,
+    Mlp,
+    distractor_head,
+    distractor_mlp,
+    from_slot,
+    to_slot,
+)
+from tlprune.models.planted_wiring import WIRINGS, Wiring
+from tlprune.task import Task
+
+PREFIX = "planted-"
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A model, the task it solves, and the edges by which it does so.
+
+    Attributes:
+        model: a ``HookedTransformer`` of 2 layers with 4 heads and an MLP each: 110 edges.
+        task: prompt pairs with one answer at the last position.
+        circuit: the true edges, under merged embeddings and resample ablation; see :func:`planted`.
+        explanation: what the circuit computes and what a method should meet.
+    """
+
+    model: Any
+    task: Task
+    circuit: Circuit
+    explanation: str
+
+
+def planted(name: str = "induction", *, seed: int = 0) -> Planted:
+    """Build a small transformer, without training, so that its true circuit is known.
+
+    The true parts read and write slots of the residual stream of their own. Every other head, MLP and neuron is a
+    distractor: it reads tokens, positions and other parts with random weights and writes, with about the norm of a
+    true part, into a slot that only distractors read. There is no layer norm, so nothing else mixes the slots.
+
+    **What is true.** The truth is stated for resample (interchange) ablation with the task's own pairs and for the
+    graph with embeddings merged into one node ``input``. An edge is true if resampling it changes the logits at the
+    answer for some pair and some state of the other edges; for every model but ``or`` the state "all others kept"
+    is enough. Any other edge has no effect in any state, exactly: either its reader has zero weight on what it
+    carries, or it carries the same in both prompts. The latter are the q and k edges from ``input`` into heads that
+    attend by position: ``x - x~ = 0`` on what they read. Under zero ablation, or a mean over positions, these would
+    be true as well, so the truth stated here does not hold there.
+
+    ============= ================================================================ ==========
+    name          what it computes                                                 true edges
+    ============= ================================================================ ==========
+    ``copy``      a head copies the token at position 3                            2
+    ``induction`` a previous-token head feeds the k of an induction head           5
+    ``and``       two heads each bring one bit to an MLP, which computes their AND 5
+    ``or``        the same with OR: each bit masks the other                       5
+    ``adder``     two heads each bring one bit, which add up in the logits         4
+    ============= ================================================================ ==========
+
+    Source of the three gates: Chen et al. 2025, "Rethinking Circuit Completeness in Language Models: AND, OR, and
+    ADDER Gates" (arXiv 2505.10039).
+
+    Args:
+        name: which circuit.
+        seed: seed of the distractors' weights and of which heads are the true ones. The prompts are the same for
+            every seed, and the global random state is not touched.
+
+    Raises:
+        ValueError: the name is not known, or this TransformerLens has no ``HookedTransformer`` (4.0 and later).
+
+    Example:
+        >>> gate = planted("and", seed=1)
+        >>> len(gate.circuit), gate.circuit.n_effective, gate.circuit.graph.n_edges
+        (5, 5, 110)
+        >>> batch = gate.task.test
+        >>> logits = gate.model(batch.clean.ids)[:, -1]
+        >>> bool((logits.argmax(-1) == batch.answers[:, 0]).all())
+        True
+    """
+    _check_name(name)
+    # Generators of neighbouring small seeds begin alike, and so would the choice of heads.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{seed}".encode()))
+    wiring = WIRINGS[name](generator)
+    model = _empty_model(name)
+    _fill(model, wiring, generator)
+    provenance = {"source": "construction", "model": f"{PREFIX}{name}", "seed": seed, "ablation": "resample"}
+    circuit = Circuit.from_edges(model, wiring.edges, provenance=provenance)
+    return Planted(model, planted_task(model), circuit, wiring.explanation)
+
+
+def planted_task(model: Any, *, seed: int = 0) -> Task:
+    """The task of a planted model, told by its ``cfg.model_name``.
+
+    Args:
+        model: the model of a :class:`Planted`.
+        seed: seed of the prompts; the task of :func:`planted` has seed 0.
+
+    Raises:
+        ValueError: the model is not a planted one.
+
+    Example:
+        >>> task = planted_task(planted("copy").model)
+        >>> task.name, len(task.discovery.train()), len(task.discovery.validation()), len(task.test)
+        ('planted-copy', 96, 32, 64)
+    """
+    name = str(getattr(getattr(model, "cfg", None), "model_name", ""))
+    if name.removeprefix(PREFIX) not in WIRINGS or not name.startswith(PREFIX):
+        raise ValueError(
+            f"A planted task needs a planted model ({', '.join(PREFIX + known for known in WIRINGS)}) but this one "
+            f"is {name or type(model).__name__!r}. Build one with planted(name).model."
+        )
+    return build_task(name.removeprefix(PREFIX), seed=seed)
+
+
+def _check_name(name: str) -> None:
+    if name not in WIRINGS:
+        raise ValueError(
+            f"A planted model must be one of {', '.join(WIRINGS)} but {name!r} was asked for. Choose one of these."
+        )
+
+
+def _empty_model(name: str) -> Any:
+    """The model with memory allocated but no weight set; ``init_weights`` would draw from the global random state."""
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise ValueError(
+            f"planted({name!r}) needs HookedTransformer but this TransformerLens has only TransformerBridge (4.0 "
+            "removed it). Install transformer-lens 3.9 to use planted models."
+        ) from error
+    shape = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "d_head": D_HEAD, "d_mlp": D_MLP}
+    shape |= {"d_vocab": VOCABULARY, "n_ctx": CONTEXT}
+    kind = {"act_fn": "relu", "normalization_type": None, "positional_embedding_type": "standard"}
+    config = HookedTransformerConfig(**shape, **kind, init_weights=False, device="cpu", model_name=PREFIX + name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        return HookedTransformer(config)
+
+
+@torch.no_grad()
+def _fill(model: Any, wiring: Wiring, generator: torch.Generator) -> None:
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.embed.W_E.copy_(to_slot(TOKEN, torch.eye(VOCABULARY)))
+    model.pos_embed.W_pos.copy_(to_slot(POSITION, torch.eye(CONTEXT)))
+    model.unembed.W_U.copy_(_unembedding())
+    model.unembed.b_U.copy_(wiring.logit_bias)
+    for layer, block in enumerate(model.blocks):
+        for index in range(N_HEADS):
+            _fill_head(block.attn, index, wiring.heads.get((layer, index)) or distractor_head(generator))
+        _fill_mlp(block.mlp, wiring.mlps.get(layer) or distractor_mlp(generator))
+
+
+def _unembedding() -> Float[Tensor, "d_model vocabulary"]:
+    return from_slot(ANSWER, GAIN * torch.eye(VOCABULARY))
+
+
+def _fill_head(attention: Any, index: int, head: Head) -> None:
+    attention.W_Q[index] = head.query
+    attention.W_K[index] = head.key
+    attention.W_V[index] = head.value
+    attention.W_O[index] = head.output
+
+
+def _fill_mlp(mlp: Any, weights: Mlp) -> None:
+    mlp.W_in.copy_(weights.inward)
+    mlp.b_in.copy_(weights.bias)
+    mlp.W_out.copy_(weights.outward)

@@ -1,0 +1,133 @@
+"""Prompt pairs of the planted models: token ids drawn at random, no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tlprune.models.planted_weights import CONTEXT, VOCABULARY
+from tlprune.task import MAIN, Batch, Stream, Task, Tokenisation, Tokens
+
+START, ASK = 0, 1
+CONTENT = range(2, VOCABULARY)
+ON, OFF = range(2, 6), range(6, 10)
+YES, NO = 10, 11
+
+COPIED_POSITION = 3
+BIT_POSITIONS = (2, 5)
+SPLITS = {"train": 96, "validation": 32, "test": 64}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean prompts, their twins, and the token that is right for each.
+
+    Attributes:
+        clean: token ids of the prompts.
+        corrupt: token ids of their twins.
+        answers: right token after the clean prompt.
+        foils: right token after the twin.
+    """
+
+    clean: Int[Tensor, "example pos"]
+    corrupt: Int[Tensor, "example pos"]
+    answers: Int[Tensor, "example"]
+    foils: Int[Tensor, "example"]
+
+
+def copy_pairs(count: int, generator: torch.Generator) -> Pairs:
+    """``START c c c c c c ASK``: the answer is the third ``c``; the twin differs in every ``c``."""
+    clean = _integers(count, CONTEXT - 2, len(CONTENT), generator)
+    shift = 1 + _integers(count, CONTEXT - 2, len(CONTENT) - 1, generator)
+    clean, corrupt = (_asked(CONTENT.start + ids % len(CONTENT)) for ids in (clean, clean + shift))
+    return Pairs(clean, corrupt, clean[:, COPIED_POSITION], corrupt[:, COPIED_POSITION])
+
+
+def induction_pairs(count: int, generator: torch.Generator) -> Pairs:
+    """``START a A b B c C b``: the answer is ``B``.
+
+    The three keys of the twin are those of the clean prompt, moved one place, and its three values are new. So the
+    query, the keys and the values of the induction head, resampled one at a time, each lead to another token.
+    """
+    order = CONTENT.start + torch.rand(count, len(CONTENT), generator=generator).argsort(1)
+    keys, values, others = order[:, :9].split(3, dim=1)
+    asked = _integers(count, 1, 3, generator)
+    clean, corrupt = (_keyed(*pair, asked) for pair in ((keys, values), (keys.roll(1, 1), others)))
+    return Pairs(clean, corrupt, values.gather(1, asked)[:, 0], others.gather(1, asked)[:, 0])
+
+
+def gate_pairs(count: int, generator: torch.Generator) -> Pairs:
+    """``START f x f f y f ASK``: both bits ``x`` and ``y`` are on in the clean prompt and off in its twin.
+
+    Each bit is one of four tokens for on or of four for off; a filler ``f`` is any of the eight.
+    """
+    bits = range(ON.start, OFF.stop)
+    clean, corrupt = (_asked(bits.start + _integers(count, CONTEXT - 2, len(bits), generator)) for _ in range(2))
+    for ids, tokens in ((clean, ON), (corrupt, OFF)):
+        ids[:, list(BIT_POSITIONS)] = tokens.start + _integers(count, 2, len(tokens), generator)
+    return Pairs(clean, corrupt, torch.full((count,), YES), torch.full((count,), NO))
+
+
+def _integers(rows: int, columns: int, end: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(end, (rows, columns), generator=generator)
+
+
+def _asked(content: Tensor) -> Tensor:
+    start, ask = (torch.full((len(content), 1), token) for token in (START, ASK))
+    return torch.cat([start, content, ask], dim=1)
+
+
+def _keyed(keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
+    pairs = torch.stack([keys, values], dim=2).flatten(1)
+    return torch.cat([torch.full((len(keys), 1), START), pairs, keys.gather(1, asked)], dim=1)
+
+
+PAIRS: dict[str, Callable[[int, torch.Generator], Pairs]] = {
+    "copy": copy_pairs,
+    "induction": induction_pairs,
+    "and": gate_pairs,
+    "or": gate_pairs,
+    "adder": gate_pairs,
+}
+
+
+def build_task(name: str, *, seed: int = 0) -> Task:
+    """The task ``planted-<name>`` with 96 train, 32 validation and 64 test examples, no clean prompt twice.
+
+    Args:
+        name: a key of :data:`PAIRS`.
+        seed: seed of the prompts.
+
+    Example:
+        >>> batch = build_task("copy").test
+        >>> len(batch), bool((batch.clean.ids[:, 3] == batch.answers[:, 0]).all())
+        (64, True)
+    """
+    count = sum(SPLITS.values())
+    pairs = PAIRS[name](2 * count, torch.Generator().manual_seed(seed))
+    parts = _first_of_each(pairs.clean)[:count].split(list(SPLITS.values()))
+    stream = Stream(**{split: _batch(pairs, rows) for split, rows in zip(SPLITS, parts, strict=True)})
+    return Task(f"planted-{name}", {MAIN: stream}, Tokenisation(prepend_bos=True), {"seed": seed, **SPLITS})
+
+
+def _first_of_each(prompts: Tensor) -> Tensor:
+    """Rows at which a prompt occurs for the first time."""
+    first: dict[tuple[int, ...], int] = {}
+    for row, prompt in enumerate(prompts.tolist()):
+        first.setdefault(tuple(prompt), row)
+    return torch.tensor(list(first.values()))
+
+
+def _batch(pairs: Pairs, rows: Tensor) -> Batch:
+    return Batch(
+        index=torch.arange(len(rows)),
+        clean=Tokens(pairs.clean[rows]),
+        corrupt=Tokens(pairs.corrupt[rows]),
+        positions=torch.full((len(rows), 1), CONTEXT - 1),
+        answers=pairs.answers[rows, None],
+        foils=pairs.foils[rows, None],
+    )
