@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tlprune import tasks as tasks
     from tlprune.circuit import Circuit as Circuit
     from tlprune.circuit import Scores as Scores
-    from tlprune.draw import draw as draw
+    from tlprune.drawing import draw as draw
     from tlprune.evaluation import Evaluation as Evaluation
     from tlprune.evaluation import evaluate as evaluate
     from tlprune.gates import HardConcrete as HardConcrete
@@ -46,7 +46,7 @@ _HOMES = {
     "tasks": "tasks",
     "Circuit": "circuit",
     "Scores": "circuit",
-    "draw": "draw",
+    "draw": "drawing",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "HardConcrete": "gates",
