@@ -149,7 +149,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"Cannot read the circuit {path}: {error.strerror}. Give the path of a circuit.json.") from None
+        raise ValueError(
+            f"Cannot read the circuit {path}: {error.strerror}. Give the path of a circuit.json."
+        ) from None
     except ValueError:
         raise ValueError(f"{path} is not a circuit: it is not JSON. Give a file that circuit.save() wrote.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:

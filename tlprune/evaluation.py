@@ -72,7 +72,9 @@ class Evaluation:
                 f"{row.name:<16}{row.edges:>8,}{row.effective:>11,}{means['accuracy']:>10.3f}"
                 f"{means['agreement']:>11.3f}{means['logit_difference']:>12.2f}{means['kl']:>11.4f}"
             )
-        lines.append(f"{count} test examples; {self.total:,} edges in all ({self.convention}); {self.ablation} ablation")
+        lines.append(
+            f"{count} test examples; {self.total:,} edges in all ({self.convention}); {self.ablation} ablation"
+        )
         return "\n".join(lines)
 
 

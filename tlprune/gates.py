@@ -43,7 +43,7 @@ class HardConcrete:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not (self.low < 0 < 1 < self.high and self.temperature > 0):
+        if not (self.low < 0 and self.high > 1 and self.temperature > 0):
             raise ValueError(
                 f"A hard concrete gate needs low < 0, high > 1 and temperature > 0 but got {self.low}, {self.high} "
                 f"and {self.temperature}. The published values are -0.1, 1.1 and 2/3."

@@ -227,7 +227,9 @@ class Graph:
         """
         writer, arrow, reader = edge.partition("->")
         if not arrow:
-            raise ValueError(f"An edge is written 'writer->reader' but {edge!r} has no '->'. Example: {self.edge(0)!r}.")
+            raise ValueError(
+                f"An edge is written 'writer->reader' but {edge!r} has no '->'. Example: {self.edge(0)!r}."
+            )
         self._check_name("writer", writer, self._writer_index)
         self._check_name("reader", reader, self._reader_of)
         readers, row = self._reader_of[reader]

@@ -22,7 +22,7 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
         seed: of the choices.
 
     Raises:
-        ValueError: the graph has fewer edges, or no path of so few edges exists (embeddings kept and ``count`` 0 aside).
+        ValueError: ``count`` lies outside 0 to the number of edges.
 
     Example:
         >>> from tlprune.graph import Architecture

@@ -135,7 +135,6 @@ class Backend(Protocol):
         ...
 
 
-
 def select(stream: Float[Tensor, "example pos d_model"], positions: Tensor | None) -> Tensor:
     """Rows of a stream at each example's answer positions, ``(example, answer, d_model)``."""
     if positions is None:

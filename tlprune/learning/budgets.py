@@ -37,9 +37,7 @@ class Lagrangian:
         """The sparsity aimed at in this step."""
         return self.sparsity(step) if callable(self.sparsity) else self.sparsity
 
-    def term(
-        self, multipliers: Float[Tensor, "2"], sparsity: Float[Tensor, ""], step: int
-    ) -> Float[Tensor, ""]:
+    def term(self, multipliers: Float[Tensor, "2"], sparsity: Float[Tensor, ""], step: int) -> Float[Tensor, ""]:
         """What is added to the objective; the multipliers' gradient is to be followed upwards."""
         missing = self.target(step) - sparsity
         return multipliers[0] * missing + multipliers[1] * missing.square()

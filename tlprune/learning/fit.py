@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -90,7 +91,12 @@ class Step:
     def as_dict(self) -> dict[str, object]:
         data = asdict(self)
         name = data.pop("objective")
-        return {"step": data.pop("step"), f"{name}_sampled": data.pop("sampled"), f"{name}_hard": data.pop("hard"), **data}
+        return {
+            "step": data.pop("step"),
+            f"{name}_sampled": data.pop("sampled"),
+            f"{name}_hard": data.pop("hard"),
+            **data,
+        }
 
 
 def steps(
@@ -125,7 +131,9 @@ def steps(
         ValueError: the masks are not trainable.
     """
     if not isinstance(masked.masks, Masks):
-        raise ValueError("Training needs masks but this Masked holds a finished circuit. Use Masked(model, Masks(...)).")
+        raise ValueError(
+            "Training needs masks but this Masked holds a finished circuit. Use Masked(model, Masks(...))."
+        )
     plan = _Plan(objective or KL(), budget or Lagrangian(0.95), optimiser or Optimiser(), steps)
     training = _Training(masked, masked.masks, discovery, plan, seed)
     order = _batches(discovery.train(), batch_size, training.generator)
@@ -160,17 +168,12 @@ def fit(
     history: list[Step] = []
     records = steps(masked, discovery, objective, budget, **options)  # pyright: ignore
     bar = tqdm(records, total=options.get("steps", 300), disable=not progress, unit="step")  # pyright: ignore
-    file = open(metrics, "w") if metrics else None
-    try:
+    with open(metrics or os.devnull, "w") as file:
         for record in bar:
             history.append(record)
             bar.set_postfix_str(str(record).partition(" | ")[2], refresh=False)
-            if file:
-                file.write(json.dumps(record.as_dict()) + "\n")
-                file.flush()
-    finally:
-        if file:
-            file.close()
+            file.write(json.dumps(record.as_dict()) + "\n")
+            file.flush()
     return history
 
 
@@ -249,8 +252,8 @@ class _Training:
         """The objective of the hard circuit on the validation examples."""
         mask = self.masks.circuit(edges=edges).kept.float()
         total = 0.0
-        for batch in self.validation.split(32):
-            batch = batch.to(self.masked.backend.device)
+        for part in self.validation.split(32):
+            batch = part.to(self.masked.backend.device)
             total += float(self._objective(batch, mask, self.validation_cache)) * len(batch)
         return total / len(self.validation)
 

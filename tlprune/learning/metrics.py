@@ -52,8 +52,8 @@ def measure(
     """
     cache = cache or RunCache(masked.backend, masked.ablation, batch)
     parts: list[tuple[Tensor, ...]] = []
-    for part in batch.split(batch_size):
-        part = part.to(masked.backend.device)
+    for rows in batch.split(batch_size):
+        part = rows.to(masked.backend.device)
         reference = cache.reference(part)
         logits = masked(part, mask=kept.float(), replaced=cache.replaced(part))
         best = logits.argmax(-1)

@@ -84,9 +84,7 @@ class Masked:
         return self._run(tokens, values, replaced, positions)
 
     def _run(self, tokens: Tokens, values: Tensor, replaced: Activations, positions: Tensor | None) -> Tensor:
-        return run_edges(
-            self.backend, self.graph, tokens, values, replaced, positions=positions, pool=self._pool
-        )
+        return run_edges(self.backend, self.graph, tokens, values, replaced, positions=positions, pool=self._pool)
 
     @property
     def _mask_dtype(self) -> torch.dtype:

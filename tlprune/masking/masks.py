@@ -91,5 +91,5 @@ def edges_at(sparsity: float, graph: Graph) -> int:
         170
     """
     if not 0 < sparsity < 1:
-        raise ValueError(f"Sparsity must lie between 0 and 1 but is {sparsity}. For 95% of the edges removed give 0.95.")
+        raise ValueError(f"Sparsity must lie between 0 and 1 but is {sparsity}. For 95% removed give 0.95.")
     return round((1 - sparsity) * graph.n_edges)

@@ -18,9 +18,7 @@ from tlprune.graph import Graph, Readers
 from tlprune.task import Tokens
 
 
-def plain_run(
-    model: Any, graph: Graph, tokens: Tokens, mask: Tensor, replaced: Activations
-) -> Tensor:
+def plain_run(model: Any, graph: Graph, tokens: Tokens, mask: Tensor, replaced: Activations) -> Tensor:
     """Logits at all positions of a HookedTransformer under edge masks, ``(example, pos, vocab)``.
 
     Args:
@@ -33,8 +31,9 @@ def plain_run(
     run = _PlainRun(graph, mask, replaced, model)
     with _slow_flags(model, graph):
         return model.run_with_hooks(
-            tokens.ids, fwd_hooks=list(run.hooks()), **({} if tokens.attention_mask is None else
-                                                       {"attention_mask": tokens.attention_mask})
+            tokens.ids,
+            fwd_hooks=list(run.hooks()),
+            **({} if tokens.attention_mask is None else {"attention_mask": tokens.attention_mask}),
         )
 
 
@@ -104,7 +103,8 @@ class _PlainRun:
         heads, kv = self.graph.architecture.n_heads, self.graph.n_kv_readers
         rows = {"q": range(heads), "k": range(heads, heads + kv), "v": range(heads + kv, heads + 2 * kv)}
         for part, own in rows.items():
-            yield layer + f"hook_{part}_input", lambda value, hook, own=own: torch.stack(
-                [self.stream(readers, row) for row in own], 2
+            yield (
+                layer + f"hook_{part}_input",
+                lambda value, hook, own=own: torch.stack([self.stream(readers, row) for row in own], 2),
             )
         yield layer + "attn.hook_result", lambda value, hook: self.clean.extend(value.unbind(2))

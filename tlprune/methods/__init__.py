@@ -1,0 +1,9 @@
+"""Methods that find circuits. Adding one is a file here, a line in this table, a row in the contract test, a page."""
+
+from __future__ import annotations
+
+from tlprune.methods.edge_pruning import EdgePruning
+
+METHODS = {
+    "edge-pruning": EdgePruning,
+}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def from_directory(directory: str | Path, *, device: str | None = None, dtype: t
     architecture = _architecture(path)
     import transformers
 
-    hf_model = getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
+    with _quiet():
+        hf_model = getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
     model_class, config_class = hooked_transformer()
     settings = {"GPT2LMHeadModel": _gpt2_settings, "LlamaForCausalLM": _llama_settings}[architecture](hf_model.config)
     config = config_class(
@@ -40,6 +43,20 @@ def from_directory(directory: str | Path, *, device: str | None = None, dtype: t
     if tokenizer is not None:
         model.set_tokenizer(tokenizer, default_padding_side="right")
     return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for the few seconds that reading weights takes; the user's setting comes back."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _architecture(path: Path) -> str:

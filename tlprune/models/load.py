@@ -45,8 +45,8 @@ def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
     if name == "testbed":
         return from_directory(TESTBED, device=device, dtype=dtype)
     if name == "planted" or name.startswith("planted-"):
-        model = planted(name.partition("-")[2] or "induction").model.to(dtype)
-        return model if device is None else model.to(device)
+        model = planted(name.partition("-")[2] or "induction").model
+        return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
     if Path(name).is_dir():
         return from_directory(name, device=device, dtype=dtype)
     return _by_name(name, device, dtype)

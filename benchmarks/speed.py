@@ -1,0 +1,258 @@
+"""How much a step costs, as a multiple of the plain model's forward and backward on the same prompts.
+
+    python -m benchmarks.speed [--json] [--memory False]
+
+GPT-2-small shape with random weights and vocabulary 50,257, 8 prompts of 20 tokens, 2 threads. Times are CPU seconds of
+this process, the kinds of step interleaved, medians. The plain step has frozen weights: forward, all positions
+unembedded, log-softmax at the last, KL to a stored reference, backward to the output of the embedding.
+
+``edge_step_cold``: reference, counterfactual, masked forward, backward and optimiser, nothing cached.
+``edge_step``: mean over 300 steps of batch 8 over 200 examples through ``tlprune.steps``, cache filling included; the
+25 steps that fill the cache are all run, the 275 later ones are extrapolated from ``--warm`` of them.
+
+Peak memory is measured in a process for each kind: high-water RSS less RSS after the model is there, as a multiple of
+the plain step's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+import tlprune as tp
+from tlprune.learning.objectives import divergence
+from tlprune.masking.cache import reference_log_probabilities
+from tlprune.models.transformer_lens import hooked_transformer
+from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
+
+BATCH, TOKENS, EXAMPLES, STEPS, THREADS = 8, 20, 200, 300, 2
+FILLING = EXAMPLES // BATCH
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Speed of edge masks against the plain model.
+
+    Attributes:
+        json: print one JSON object instead of a table.
+        rounds: measurements of the plain and the cold step.
+        warm: measured steps after the cache is filled.
+        memory: whether to measure peak memory too.
+        only: measure the peak memory of this kind of step in this process, in bytes.
+    """
+
+    json: bool = False
+    rounds: int = 9
+    warm: int = 15
+    memory: bool = True
+    only: str | None = None
+
+
+def main() -> None:
+    settings = tyro.cli(Settings)
+    torch.set_num_threads(THREADS)
+    if settings.only:
+        print(peak_memory(settings.only))
+        return
+    result = {"ratios": ratios(settings), "peak_memory": memory() if settings.memory else {}, "setting": setting()}
+    print(json.dumps(result, indent=1) if settings.json else table(result))
+
+
+def gpt2_small() -> object:
+    """A model of GPT-2 small's shape with random weights, frozen."""
+    model_class, config_class = hooked_transformer()
+    config = config_class(
+        n_layers=12,
+        d_model=768,
+        n_heads=12,
+        d_head=64,
+        d_mlp=3072,
+        n_ctx=1024,
+        d_vocab=50257,
+        act_fn="gelu_new",
+        normalization_type="LN",
+        seed=0,
+        device="cpu",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return model_class(config).requires_grad_(False)
+
+
+def examples(count: int, *, seed: int = 0) -> Batch:
+    """Random prompts with random twins, read at their last position."""
+    generator = torch.Generator().manual_seed(seed)
+    clean, corrupt = torch.randint(0, 50257, (2, count, TOKENS), generator=generator)
+    last = torch.full((count, 1), TOKENS - 1)
+    return Batch(torch.arange(count), Tokens(clean), Tokens(corrupt), last, clean[:, :1], corrupt[:, :1])
+
+
+# ---- the kinds of step
+
+
+def plain_step(model: object) -> Work:
+    """Forward and backward of the model alone."""
+    batch = examples(BATCH)
+    with torch.no_grad():
+        stored = model(batch.clean.ids)[:, -1].log_softmax(-1)
+
+    def from_embedding(stream: torch.Tensor, hook: object) -> torch.Tensor:
+        return stream.detach().requires_grad_()
+
+    def step() -> None:
+        hooks = [("blocks.0.hook_resid_pre", from_embedding)]
+        logits = model.run_with_hooks(batch.clean.ids, fwd_hooks=hooks)
+        log_probabilities = logits[:, -1].log_softmax(-1)
+        (stored.exp() * (stored - log_probabilities)).sum(-1).mean().backward()
+
+    return step
+
+
+def edge_step_cold(model: object) -> Work:
+    """A whole training step of edge masks with nothing cached."""
+    batch = examples(BATCH)
+    masks = tp.Masks(tp.edges(model))
+    masked, budget = tp.Masked(model, masks), tp.Lagrangian(0.95)
+    multipliers = budget.start()
+    optimiser = tp.Optimiser().build(masks, multipliers)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        reference = reference_log_probabilities(masked.backend, batch)
+        kl = divergence(masked(batch), reference).mean()
+        sparsity = 1 - masks.expected_kept / len(masks.log_alpha)
+        (kl + budget.term(multipliers, sparsity, 0)).backward()
+        optimiser.step()
+
+    return step
+
+
+def edge_step(model: object) -> Work:
+    """The next step of a training run as a user starts it."""
+    records: Iterator[tp.Step] = tp.steps(
+        tp.Masked(model, tp.Masks(tp.edges(model))), training_task().discovery, steps=STEPS, batch_size=BATCH
+    )
+
+    def step() -> None:
+        next(records)
+
+    return step
+
+
+def training_task() -> Task:
+    stream = Stream(examples(EXAMPLES), examples(BATCH, seed=1), examples(BATCH, seed=2))
+    return Task("random", {"main": stream}, Tokenisation(prepend_bos=False))
+
+
+KINDS: dict[str, Callable[[object], Work]] = {
+    "plain_step": plain_step,
+    "edge_step_cold": edge_step_cold,
+    "edge_step": edge_step,
+}
+
+
+# ---- measuring
+
+
+def ratios(settings: Settings) -> dict[str, float]:
+    """CPU seconds of each kind over those of the plain step."""
+    model = gpt2_small()
+    works = {name: make(model) for name, make in KINDS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for name, work in works.items():
+        if name != "edge_step":  # its first step is one of those that fill the cache
+            work()
+    rounds = FILLING + settings.warm
+    for number in range(rounds):
+        for name, work in works.items():
+            if name == "edge_step" or number % max(1, rounds // settings.rounds) == 0:
+                seconds[name].append(cpu_seconds(work))
+    plain = statistics.median(seconds["plain_step"])
+    filling = statistics.median(seconds["edge_step"][1:FILLING])
+    warm = statistics.median(seconds["edge_step"][FILLING:])
+    return {
+        "edge_step": round((FILLING * filling + (STEPS - FILLING) * warm) / STEPS / plain, 3),
+        "edge_step_cold": round(statistics.median(seconds["edge_step_cold"]) / plain, 3),
+        "edge_step_filling": round(filling / plain, 3),
+        "edge_step_warm": round(warm / plain, 3),
+        "plain_step_seconds": round(plain, 4),
+    }
+
+
+def cpu_seconds(work: Work) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def memory() -> dict[str, float]:
+    """Peak memory of each kind, measured in a process of its own, over that of the plain step."""
+    peaks = {name: int(_output(name)) for name in KINDS}
+    plain = peaks["plain_step"]
+    return {name: round(peak / plain, 3) for name, peak in peaks.items()} | {"plain_step_bytes": plain}
+
+
+def _output(name: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.speed", "--only", name]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+
+
+def peak_memory(name: str) -> int:
+    """Bytes above the loaded model that a kind of step needs; for ``edge_step`` with its cache full."""
+    model = gpt2_small()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the high water of loading
+    before = _status("VmRSS")
+    work = KINDS[name](model)
+    for _ in range(FILLING + 2 if name == "edge_step" else 3):
+        work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def setting() -> dict[str, object]:
+    """What was measured, on what."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "shape": "GPT-2 small, random weights, vocabulary 50257",
+        "batch": BATCH,
+        "tokens": TOKENS,
+        "examples": EXAMPLES,
+        "steps": STEPS,
+        "extrapolated": "edge_step: all filling steps run, later ones extrapolated",
+        "threads": THREADS,
+        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "commit": commit.stdout.strip(),
+        "torch": torch.__version__,
+    }
+
+
+def table(result: dict[str, dict]) -> str:
+    """The result for people."""
+    lines = [f"{'':<20}{'CPU time':>10}{'peak memory':>13}   (plain forward + backward = 1)"]
+    for name in ("plain_step", "edge_step_cold", "edge_step"):
+        ratio = result["ratios"].get(name, 1.0)
+        peak = result["peak_memory"].get(name)
+        lines.append(f"{name:<20}{ratio:>10.2f}{'-' if peak is None else format(peak, '.2f'):>13}")
+    lines.append(f"plain step: {result['ratios']['plain_step_seconds']:.3f} CPU seconds; {result['setting']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

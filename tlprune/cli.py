@@ -1,0 +1,216 @@
+"""The command line: ``tlprune discover`` finds a circuit, ``tlprune evaluate`` measures one again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILES = ("circuit.json", "metrics.jsonl", "circuit.html", "evaluation.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to explain, and where the result goes.
+
+    Attributes:
+        model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
+        task: ioi, gendered-pronoun, greater-than, induction or planted.
+        method: edge-pruning.
+        out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
+        task_seed: of the prompts and the split; --seed is the method's.
+        device: where to compute, such as cpu or cuda; by default a GPU if there is one.
+    """
+
+    model: str = "testbed"
+    task: str = "ioi"
+    method: str = "edge-pruning"
+    out: Path | None = None
+    task_seed: int = 0
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure a saved circuit on the test examples of a task.
+
+    Attributes:
+        circuit: the circuit.json of a run.
+        model: by default the one that it was found on.
+        task: by default the one that it was found for.
+        task_seed: by default that of the run.
+        device: where to compute.
+    """
+
+    circuit: Path
+    model: str | None = None
+    task: str | None = None
+    task_seed: int | None = None
+    device: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command ``tlprune``; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"discover": _discover, "evaluate": _evaluate}
+    if not words or words[0] in ("-h", "--help") or words[0] not in commands:
+        return _usage(words)
+    try:
+        commands[words[0]](words[1:])
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"tlprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tlprune: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _usage(words: Sequence[str]) -> int:
+    asked = bool(words) and words[0] in ("-h", "--help")
+    if words and not asked:
+        print(f"tlprune: error: there is no command {words[0]!r}. Use discover or evaluate.", file=sys.stderr)
+        return 2
+    print("Sparse subnetworks of transformers.\n")
+    print("  tlprune discover           find a circuit (try it without arguments)")
+    print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
+    print("\nEach takes --help.")
+    return 0
+
+
+def _discover(words: Sequence[str]) -> None:
+    from tyro.conf import OmitArgPrefixes
+
+    from tlprune.methods import METHODS
+
+    kind = _choice("method", _value_of(words, "--method", Run.method), METHODS)
+
+    def command(run: Run, settings: Any) -> tuple[Run, Any]:
+        return run, settings
+
+    command.__annotations__ = {"run": OmitArgPrefixes[Run], "settings": OmitArgPrefixes[kind]}
+    command.__doc__ = "Find a circuit, measure it on test examples, draw it."
+    run, settings = _parse(command, words, prog="tlprune discover")
+    discover(run, settings)
+
+
+def discover(run: Run, method: Any) -> None:
+    """Find a circuit and write it, its training record, its drawing and its figures to ``run.out``."""
+    from tlprune.circuit import Circuit, write_whole
+    from tlprune.drawing import draw
+    from tlprune.evaluation import evaluate
+    from tlprune.models.load import load
+
+    build = _task_builder(run.task)
+    out = _prepare(run)
+    model = load(run.model, device=run.device)
+    task = build(model, seed=run.task_seed)
+    found = method.find(model, task, metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
+    command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
+    circuit = Circuit(found.graph, found.kept, {**found.provenance, "command": command})
+    circuit.save(out / "circuit.json")
+    figures = evaluate(model, circuit, task.test)
+    write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
+    draw(circuit, out / "circuit.html", title=f"{run.task} in {Path(run.model).name}")
+    print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
+    print(f"wrote {', '.join(FILES)} to {out}/")
+    print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')
+
+
+def _evaluate(words: Sequence[str]) -> None:
+    from tyro.conf import PositionalRequiredArgs
+
+    measure(_parse(PositionalRequiredArgs[Measure], words, prog="tlprune evaluate"))
+
+
+def measure(settings: Measure) -> None:
+    """Print the figures of a saved circuit."""
+    from tlprune.circuit import Circuit
+    from tlprune.evaluation import evaluate
+    from tlprune.models.load import load
+
+    circuit = Circuit.load(settings.circuit)
+    known = {**circuit.provenance.get("command", {})}
+    given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    chosen = {**known, **given}
+    for name in ("model", "task"):
+        if name not in chosen:
+            raise ValueError(f"{settings.circuit} does not say which {name} it is for. Give --{name}.")
+    build = _task_builder(chosen["task"])
+    model = load(chosen["model"], device=settings.device)
+    task = build(model, seed=chosen.get("task_seed", 0))
+    print(f"{circuit}\n\n{evaluate(model, circuit, task.test)}")
+
+
+def _parse(command: Any, words: Sequence[str], *, prog: str) -> Any:
+    """What the words say; tyro's boxed complaint becomes one line like every other error."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(command, args=list(words), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_unboxed(complaint.getvalue())) from None
+
+
+def _unboxed(complaint: str) -> str:
+    """The words inside a box drawn with lines, without its title and its hint at --help."""
+    lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in complaint.splitlines()[1:]]
+    text = " ".join(line for line in lines if line)
+    return re.sub(r"^Error parsing settings: | Argument helptext:.*$| For full helptext.*$", "", text)
+
+
+def _task_builder(name: str) -> Any:
+    from tlprune.tasks import TASKS
+
+    return _choice("task", name, TASKS)
+
+
+def _choice(kind: str, name: str, choices: dict[str, Any]) -> Any:
+    if name not in choices:
+        near = difflib.get_close_matches(name, choices, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(choices)}.{hint}")
+    return choices[name]
+
+
+def _value_of(words: Sequence[str], flag: str, default: str) -> str:
+    """The value that a flag has among the words, before they are parsed."""
+    for index, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+    return default
+
+
+def _prepare(run: Run) -> Path:
+    """The output directory, made and known to be writable before any work."""
+    out = run.out or _fresh(Path("runs"), f"{Path(run.model).name}-{run.task}")
+    if any((out / name).exists() for name in FILES):
+        raise ValueError(f"{out} already holds a run. Choose another directory with --out, or remove it.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"Cannot write to {out}: {error.strerror}. Choose another directory with --out.") from None
+    return out
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    """``parent/name``, or the first of ``name-2``, ``name-3``, ... that does not exist."""
+    candidates: Iterable[Path] = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+    return next(path for path in candidates if not path.exists())
