@@ -27,12 +27,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
+from tlprune.learning.objectives import divergence
 
 import tlprune as tp
-from tlprune.learning.objectives import divergence
 from tlprune.masking.cache import reference_log_probabilities
 from tlprune.models.transformer_lens import hooked_transformer
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
@@ -71,7 +72,7 @@ def main() -> None:
     print(json.dumps(result, indent=1) if settings.json else table(result))
 
 
-def gpt2_small() -> object:
+def gpt2_small() -> Any:
     """A model of GPT-2 small's shape with random weights, frozen."""
     model_class, config_class = hooked_transformer()
     config = config_class(
@@ -103,13 +104,13 @@ def examples(count: int, *, seed: int = 0) -> Batch:
 # ---- the kinds of step
 
 
-def plain_step(model: object) -> Work:
+def plain_step(model: Any) -> Work:
     """Forward and backward of the model alone."""
     batch = examples(BATCH)
     with torch.no_grad():
         stored = model(batch.clean.ids)[:, -1].log_softmax(-1)
 
-    def from_embedding(stream: torch.Tensor, hook: object) -> torch.Tensor:
+    def from_embedding(stream: torch.Tensor, hook: Any) -> torch.Tensor:
         return stream.detach().requires_grad_()
 
     def step() -> None:
@@ -121,7 +122,7 @@ def plain_step(model: object) -> Work:
     return step
 
 
-def edge_step_cold(model: object) -> Work:
+def edge_step_cold(model: Any) -> Work:
     """A whole training step of edge masks with nothing cached."""
     batch = examples(BATCH)
     masks = tp.Masks(tp.edges(model))
@@ -140,7 +141,7 @@ def edge_step_cold(model: object) -> Work:
     return step
 
 
-def edge_step(model: object) -> Work:
+def edge_step(model: Any) -> Work:
     """The next step of a training run as a user starts it."""
     records: Iterator[tp.Step] = tp.steps(
         tp.Masked(model, tp.Masks(tp.edges(model))), training_task().discovery, steps=STEPS, batch_size=BATCH
@@ -157,7 +158,7 @@ def training_task() -> Task:
     return Task("random", {"main": stream}, Tokenisation(prepend_bos=False))
 
 
-KINDS: dict[str, Callable[[object], Work]] = {
+KINDS: dict[str, Callable[[Any], Work]] = {
     "plain_step": plain_step,
     "edge_step_cold": edge_step_cold,
     "edge_step": edge_step,
@@ -226,7 +227,7 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def setting() -> dict[str, object]:
+def setting() -> dict[str, Any]:
     """What was measured, on what."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from html import unescape
+from xml.etree import ElementTree
 
 import pytest
 import torch

@@ -74,7 +74,7 @@ _HOMES = {
     "Task": "task",
     "Tokens": "task",
 }
-__all__ = [*_HOMES]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,10 @@ def discover(run: Run, method: Any) -> None:
     from tlprune.models.load import load
 
     build = _task_builder(run.task)
-    out = _prepare(run)
-    model = load(run.model, device=run.device)
-    task = build(model, seed=run.task_seed)
-    found = method.find(model, task, metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
+    with _output_directory(run) as out:
+        model = load(run.model, device=run.device)
+        task = build(model, seed=run.task_seed)
+        found = method.find(model, task, metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
     circuit = Circuit(found.graph, found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
@@ -195,11 +195,13 @@ def _value_of(words: Sequence[str], flag: str, default: str) -> str:
     return default
 
 
-def _prepare(run: Run) -> Path:
-    """The output directory, made and known to be writable before any work."""
+@contextlib.contextmanager
+def _output_directory(run: Run) -> Iterator[Path]:
+    """The directory for a run, made and known to be writable before any work; gone again if the work cannot start."""
     out = run.out or _fresh(Path("runs"), f"{Path(run.model).name}-{run.task}")
     if any((out / name).exists() for name in FILES):
         raise ValueError(f"{out} already holds a run. Choose another directory with --out, or remove it.")
+    existed = out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -207,7 +209,13 @@ def _prepare(run: Run) -> Path:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"Cannot write to {out}: {error.strerror}. Choose another directory with --out.") from None
-    return out
+    try:
+        yield out
+    except ValueError:
+        if not existed:
+            with contextlib.suppress(OSError):  # training has left a record worth keeping
+                out.rmdir()
+        raise
 
 
 def _fresh(parent: Path, name: str) -> Path:

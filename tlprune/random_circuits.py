@@ -32,12 +32,14 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
     check_edge_count(count, graph)
     growth = _Growth(graph, random.Random(seed))
     while len(growth.kept) < count:
-        if count - len(growth.kept) < 2 or growth.random.random() < 0.5:
-            growth.add_edge() or growth.add_node()
-        else:
-            growth.add_node() or growth.add_edge()
+        moves = [growth.add_edge, growth.add_node]
+        if count - len(growth.kept) == 1:
+            moves = [growth.add_edge, growth.add_node_for_one_edge]
+        elif growth.random.random() < 0.5:
+            moves.reverse()
+        any(move() for move in moves)
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
-    kept[growth.kept[:count]] = True
+    kept[growth.kept] = True
     return Circuit(graph, kept, {"method": {"name": "connected_random", "seed": seed}})
 
 
@@ -48,6 +50,8 @@ class _Growth:
         self.graph, self.random = graph, source
         self.kept: list[int] = []
         self._taken: set[int] = set()
+        # Edges between nodes that have their own way in and out, so that no path needs them.
+        self._spare: list[int] = []
         inner = len(graph.embeddings)
         self.writers = set(range(inner))
         self.left = list(range(inner, len(graph.writers)))
@@ -64,20 +68,31 @@ class _Growth:
         while self.open:
             place = self.random.randrange(len(self.open))
             self.open[place], self.open[-1] = self.open[-1], self.open[place]
-            if self._keep(self.open.pop()):
+            edge = self.open.pop()
+            if self._keep(edge):
+                self._spare.append(edge)
                 return True
         return False
 
-    def add_node(self) -> bool:
+    def add_node_for_one_edge(self) -> bool:
+        """Add a node where only one more edge is wanted: a spare one makes room, or none is needed into the node."""
+        if self._spare:
+            edge = self._spare.pop()
+            self._taken.remove(edge)
+            self.kept.remove(edge)
+            self.open.append(edge)
+        return self.add_node(edge_in=bool(self.graph.embeddings))
+
+    def add_node(self, *, edge_in: bool = True) -> bool:
         """Add a random node with an edge in and an edge out; False when all are there."""
         if not self.left:
             return False
         node = self.left.pop()
         into = self._edges_into(node)
         out = self._edges_out_of(node)
-        if into:
-            self._keep(self.random.choice(into))
-        self._keep(self.random.choice(out))
+        if into and edge_in:
+            self._keep_for_good(self.random.choice(into))
+        self._keep_for_good(self.random.choice(out))
         self.writers.add(node)
         self.open += [edge for edge in (*into, *out) if edge not in self._taken]
         return True
@@ -85,6 +100,11 @@ class _Growth:
     def _edges_out_of(self, node: int) -> list[int]:
         readers = (*(other for other in self.writers if other >= len(self.graph.embeddings)), len(self.graph.writers))
         return [start + node for other in readers for start, width in self.rows[other] if node < width]
+
+    def _keep_for_good(self, edge: int) -> None:
+        # A key or value that two heads share may be there already, as a spare edge.
+        if not self._keep(edge) and edge in self._spare:
+            self._spare.remove(edge)
 
     def _keep(self, edge: int) -> bool:
         if edge in self._taken:

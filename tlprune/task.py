@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -80,19 +80,18 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The examples at ``index`` (positions within this batch, not row numbers), in that order."""
-        return Batch(**{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
+        return self._map(lambda value: value.rows(index) if isinstance(value, Tokens) else value[index])
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._map(lambda value: value.to(device))
+
+    def _map(self, function: Callable[[Any], Any]) -> Batch:
+        return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def split(self, size: int) -> Iterator[Batch]:
         """Consecutive pieces of at most ``size`` examples."""
         for rows in torch.arange(len(self)).split(size):
             yield self.rows(rows)
-
-
-def _rows(value: Tensor | Tokens, index: Tensor) -> Tensor | Tokens:
-    return value.rows(index) if isinstance(value, Tokens) else value[index]
 
 
 @dataclass(frozen=True)

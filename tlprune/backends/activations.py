@@ -100,9 +100,13 @@ class Backend(Protocol):
 
     model: Any
     architecture: Architecture
-    dtype: torch.dtype
-    device: torch.device
     d_model: int
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def observe(self, tokens: Tokens) -> Activations:
         """Run the plain model without gradients and return what its writers wrote."""

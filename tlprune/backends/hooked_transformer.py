@@ -17,7 +17,8 @@ from tlprune.task import Tokens
 
 NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
 # Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
-UNUSED_POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result", "ln1.")
+UNUSED_STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result", "ln1.")
+UNUSED_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 Hook = Callable[[Tensor], Tensor | None]
 
 
@@ -123,7 +124,7 @@ class HookedTransformerBackend:
         for name, point in self.model.hook_dict.items():
             _, _, inside = name.partition("blocks.")
             inside = inside.partition(".")[2]
-            if inside.startswith(UNUSED_POINTS) and (point.fwd_hooks or point.bwd_hooks):
+            if inside.startswith(UNUSED_STREAMS + UNUSED_INPUTS) and (point.fwd_hooks or point.bwd_hooks):
                 raise ValueError(
                     f"Edge masks give each reader a residual stream of its own, so {name} holds no activation, but "
                     f"a hook of yours is on it. Hook a reader or writer instead (attn.hook_q, hook_mlp_in, "
@@ -160,7 +161,7 @@ class HookedTransformerBackend:
             biases = [biases[0], *(bias.repeat_interleave(repeats, 0) for bias in biases[1:])]
         weight, bias = torch.cat(weights), torch.cat(biases)
         if getattr(norm, "b", None) is not None:
-            bias = bias + norm.b @ weight
+            bias = bias + torch.matmul(norm.b, weight)  # pyright: ignore[reportArgumentType]
         if getattr(norm, "w", None) is not None:
             weight = norm.w[:, None] * weight
         kind = NORMS[self.model.cfg.normalization_type]

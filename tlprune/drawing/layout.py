@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from tlprune.drawing.ordering import Lane, Ordering
+from tlprune.drawing.ordering import Lane, Ordering, width_of
 from tlprune.drawing.scene import Node, Scene
 
 HEIGHTS = {"embedding": 28.0, "keyvalue": 26.0, "head": 34.0, "mlp": 24.0, "logits": 28.0}
@@ -69,8 +69,8 @@ class Layout:
         widths = _widths(scene)
         ordering = Ordering.of(scene, widths)
         columns = ordering.columns if scene.bundled else ordering.arrange()
-        left = min(x - widths.get(item, 0.0) / 2 for item, x in columns.items())
-        right = max(x + widths.get(item, 0.0) / 2 for item, x in columns.items())
+        left = min(x - width_of(widths, item) / 2 for item, x in columns.items())
+        right = max(x + width_of(widths, item) / 2 for item, x in columns.items())
         width = max(LEAST_WIDTH, right - left + MARGIN_LEFT + MARGIN_RIGHT)
         middle = (MARGIN_LEFT + width - MARGIN_RIGHT) / 2 - (left + right) / 2
         heights, height = _heights(scene, top)

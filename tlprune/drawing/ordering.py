@@ -122,7 +122,12 @@ class Ordering:
 
     def _distance(self, left: Item, right: Item) -> float:
         lanes = isinstance(left, tuple) + isinstance(right, tuple)
-        return (BOX_GAP, MIXED_GAP, self.lane)[lanes] + (self.widths.get(left, 0.0) + self.widths.get(right, 0.0)) / 2
+        return (BOX_GAP, MIXED_GAP, self.lane)[lanes] + (width_of(self.widths, left) + width_of(self.widths, right)) / 2
+
+
+def width_of(widths: Mapping[str, float], item: Item) -> float:
+    """Width of a box; the lane of a passing link has none."""
+    return widths.get(item, 0.0) if isinstance(item, str) else 0.0
 
 
 def _pieces(scene: Scene) -> Iterator[tuple[Item, Item, float]]:

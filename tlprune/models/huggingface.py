@@ -30,8 +30,11 @@ def from_directory(directory: str | Path, *, device: str | None = None, dtype: t
     architecture = _architecture(path)
     import transformers
 
-    with _quiet():
-        hf_model = getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
+    try:
+        with _quiet():
+            hf_model = getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
     model_class, config_class = hooked_transformer()
     settings = {"GPT2LMHeadModel": _gpt2_settings, "LlamaForCausalLM": _llama_settings}[architecture](hf_model.config)
     config = config_class(

@@ -106,7 +106,7 @@ def planted(name: str = "induction", *, seed: int = 0) -> Planted:
     wiring = WIRINGS[name](generator)
     model = _empty_model(name)
     _fill(model, wiring, generator)
-    provenance = {"source": "construction", "model": f"{PREFIX}{name}", "seed": seed, "ablation": "resample"}
+    provenance = {"source": "construction", "name": f"{PREFIX}{name}", "seed": seed, "ablation": {"name": "resample"}}
     circuit = Circuit.from_edges(model, wiring.edges, provenance=provenance)
     return Planted(model, planted_task(model), circuit, wiring.explanation)
 

@@ -1,0 +1,153 @@
+"""Gendered pronouns in a real story model: how much of its behaviour few edges keep, in-sample and held out.
+
+    python -m benchmarks.stories --data-dir ../shared [--json]
+
+The model is stories260K (TinyStories, 5 layers, 8 heads, 4 key/value heads; 1,701 edges). Figures are KL from the full
+model in nats over the whole vocabulary, of the hard circuit, resample ablation.
+
+``in-sample``: found and measured on the same 126 prompts (6 templates x 21 names, one twin each).
+``folds``: each of three folds holds out 2 templates and a third of the names; the circuit is found on prompts made of
+the others alone and measured on prompts made of held-out templates *and* held-out names, each with every twin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+import tlprune as tp
+from tlprune.learning.metrics import measure
+from tlprune.tasks.gendered_pronoun import STORY_NAMES, STORY_TEMPLATES, paired_groups
+from tlprune.tasks.pairs import Pair, from_pairs
+
+FOLDS = 3
+Group = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edge Pruning on stories260K.
+
+    Attributes:
+        data_dir: holds models/stories260K.
+        edges: circuit sizes.
+        seeds: how many method seeds.
+        recipe: of EdgePruning.
+        steps: of training; by default the recipe's.
+        threads: for torch.
+        json: print one JSON object instead of tables.
+    """
+
+    data_dir: Path = Path(os.environ.get("TLPRUNE_DATA", "../shared"))
+    edges: tuple[int, ...] = (170, 85)
+    seeds: int = 3
+    recipe: Literal["short", "paper"] = "short"
+    steps: int | None = None
+    threads: int = 2
+    json: bool = False
+
+
+def main() -> None:
+    settings = tyro.cli(Settings)
+    torch.set_num_threads(settings.threads)
+    model = tp.load(settings.data_dir / "models" / "stories260K")
+    rows = [row for task in tasks(model) for row in figures(model, task, settings)]
+    print(json.dumps(rows, indent=1) if settings.json else table(rows))
+
+
+def tasks(model: Any) -> list[tp.Task]:
+    """The in-sample task and one for each fold."""
+    groups = [
+        {pronoun: list(names) for pronoun, names in group.items()}
+        for group in paired_groups(model.tokenizer, STORY_NAMES)
+    ]
+    everything = pairs(STORY_TEMPLATES, groups, one_twin=True)
+    result = [from_pairs("in-sample", model, train=everything, validation=everything, test=everything)]
+    for fold in range(FOLDS):
+        train = pairs(_without(STORY_TEMPLATES, fold), _names(groups, fold, held_out=False))
+        test = pairs(STORY_TEMPLATES[fold::FOLDS], _names(groups, fold, held_out=True))
+        result.append(from_pairs(f"fold {fold + 1}", model, train=train, validation=train, test=test))
+    return result
+
+
+def _without(templates: Sequence[str], fold: int) -> list[str]:
+    return [template for index, template in enumerate(templates) if index % FOLDS != fold]
+
+
+def _names(groups: Sequence[Group], fold: int, *, held_out: bool) -> list[Group]:
+    """Names of a fold or of the others. A group too small to be shared out goes to one fold whole."""
+    result: list[Group] = []
+    for number, group in enumerate(groups):
+        if min(map(len, group.values())) >= FOLDS:
+            inside = {
+                p: [n for i, n in enumerate(names) if (i % FOLDS == fold) == held_out] for p, names in group.items()
+            }
+            result.append(inside)
+        elif (fold == 1 + number // 2 % 2) == held_out:
+            result.append(group)
+    return result
+
+
+def pairs(templates: Sequence[str], groups: Sequence[Group], *, one_twin: bool = False) -> list[Pair]:
+    """Every template with every name, and every twin of the other gender or, on demand, one drawn at random."""
+    chance = random.Random(0)
+    result: list[Pair] = []
+    for template in templates:
+        for group in groups:
+            for pronoun, other in (("he", "she"), ("she", "he")):
+                for name in group[pronoun]:
+                    twins = [chance.choice(group[other])] if one_twin else group[other]
+                    result += [
+                        Pair(template.format(name=name), template.format(name=twin), f" {pronoun}", f" {other}")
+                        for twin in twins
+                    ]
+    return result
+
+
+def figures(model: Any, task: tp.Task, settings: Settings) -> list[dict[str, Any]]:
+    """Test figures of found, random and empty circuits."""
+    graph = tp.Graph.of(model)
+    masked = tp.Masked(model, tp.Circuit.from_edges(graph, []))
+    rows = [_row(masked, task, "empty", 0, 0, masked.masks)]
+    for edges in settings.edges:
+        for seed in range(settings.seeds):
+            method = tp.EdgePruning(edges=edges, recipe=settings.recipe, steps=settings.steps, seed=seed)
+            rows.append(_row(masked, task, "circuit", edges, seed, method.find(model, task)))
+            rows.append(_row(masked, task, "random", edges, seed, tp.connected_random(graph, edges, seed=seed)))
+    empty = rows[0]["kl"]
+    return [{**row, "of_empty": row["kl"] / empty} for row in rows]
+
+
+def _row(masked: tp.Masked, task: tp.Task, name: str, edges: int, seed: int, circuit: Any) -> dict[str, Any]:
+    means = measure(masked, circuit.kept, task.test).means()
+    row = {"setting": task.name, "name": name, "edges": edges, "seed": seed, "effective": circuit.n_effective}
+    return {**row, "prompts": len(task.test), **means}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line per setting, circuit and size: each seed's KL, and the mean as a part of the empty circuit's."""
+    lines = ["| setting | prompts | circuit | edges | effective | KL by seed (nats) | mean / empty | agreement |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for key in dict.fromkeys((row["setting"], row["name"], row["edges"]) for row in rows):
+        same = [row for row in rows if (row["setting"], row["name"], row["edges"]) == key]
+        kls = ", ".join(f"{row['kl']:.3f}" for row in same)
+        effective = ", ".join(str(row["effective"]) for row in same)
+        part = sum(row["of_empty"] for row in same) / len(same)
+        agreement = sum(row["agreement"] for row in same) / len(same)
+        prompts = same[0]["prompts"]
+        lines.append(
+            f"| {key[0]} | {prompts} | {key[1]} | {key[2]} | {effective} | {kls} | {part:.1%} | {agreement:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What all tests share: no network, and the folder of reference data where there is one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The reference data that ``TLPRUNE_DATA`` names; without it the test is skipped, or fails where it is required."""
+    folder = os.environ.get("TLPRUNE_DATA")
+    if folder:
+        return Path(folder)
+    reason = "TLPRUNE_DATA does not name the folder of reference models and tokenizers"
+    if os.environ.get("TLPRUNE_REQUIRE_DATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other far longer than the small products of tiny models take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,124 @@
+"""The commands as a person types them, and what they answer to bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tlprune as tp
+from tlprune.cli import FILES, main
+
+PLANTED = ["discover", "--model", "planted-and", "--task", "planted", "--edges", "5", "--steps", "120"]
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "planted"
+    assert main([*PLANTED, "--out", str(out)]) == 0
+    return out
+
+
+def test_discover_writes_a_circuit_that_loads(run_directory: Path) -> None:
+    assert sorted(path.name for path in run_directory.iterdir()) == sorted(FILES)
+    circuit = tp.Circuit.load(run_directory / "circuit.json")
+    assert circuit == tp.planted("and").circuit
+    assert circuit.provenance["command"] == {"model": "planted-and", "task": "planted", "task_seed": 0}
+    records = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 121))
+    page = (run_directory / "circuit.html").read_text()
+    assert all(edge.replace(">", "&gt;").replace("<", "&lt;") in page for edge in circuit.edges)
+
+
+def test_discover_and_evaluate_print_the_same_table(
+    tmp_path: Path, run_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*PLANTED, "--out", str(tmp_path / "again")]) == 0
+    found = capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "again" / "circuit.json")]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2].strip()
+    assert table in found
+    for row in ("full model", "circuit", "complement", "random", "empty"):
+        assert f"\n{row}" in table
+
+
+def test_the_printed_line_loads_the_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*PLANTED[:-1], "2", "--out", str(tmp_path / "run")])
+    line = capsys.readouterr().out.strip().splitlines()[-1].partition(": ")[2]
+    scope: dict = {}
+    exec(f"import tlprune\n{line}", scope)
+    assert len(scope["circuit"]) == 5
+
+
+BAD = {
+    "unknown model": (["--model", "gtp2"], "There is no model 'gtp2'"),
+    "unknown task": (["--task", "iio"], "There is no task 'iio'.*Did you mean ioi"),
+    "unknown method": (["--method", "acdd"], "There is no method 'acdd'"),
+    "sparsity": (["--sparsity", "1"], "Sparsity must lie between 0 and 1 but is 1"),
+    "too many edges": (["--model", "planted", "--task", "planted", "--edges", "111"], "between 0 and 110 but is 111"),
+    "task of another model": (["--model", "testbed", "--task", "planted"], "planted"),
+    "text without tokenizer": (["--model", "planted", "--task", "ioi"], "tokenizer"),
+    "not a number": (["--steps", "many"], "--steps"),
+    "unknown flag": (["--sparisty", ".9"], "--sparisty"),
+    "no steps": (["--steps", "0"], "steps must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_before_any_work(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, message = BAD[case]
+    assert main(["discover", *words, "--out", str(tmp_path / "run")]) == 2
+    check_one_line(capsys.readouterr().err, message)
+    assert not (tmp_path / "run").exists()
+
+
+def check_one_line(errors: str, message: str) -> None:
+    import re
+
+    assert errors.startswith("tlprune: error: ")
+    assert errors.count("\n") == 1
+    assert re.search(message, errors)
+
+
+def test_output_directories(tmp_path: Path, run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run_directory / "circuit.json").read_bytes()
+    assert main([*PLANTED, "--out", str(run_directory)]) == 2
+    check_one_line(capsys.readouterr().err, "already holds a run")
+    assert (run_directory / "circuit.json").read_bytes() == before
+    (tmp_path / "file").touch()
+    assert main([*PLANTED, "--out", str(tmp_path / "file" / "run")]) == 2
+    check_one_line(capsys.readouterr().err, "Cannot write to")
+
+
+def test_default_directories_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main([*PLANTED[:-1], "2"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "planted-and-planted",
+        "planted-and-planted-2",
+    ]
+
+
+def test_bad_circuits(tmp_path: Path, run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = run_directory / "circuit.json"
+    broken = tmp_path / "circuit.json"
+    broken.write_text(good.read_text()[:100])
+    for words, message in (
+        ([str(tmp_path / "none.json")], "Cannot read the circuit"),
+        ([str(broken)], "not JSON"),
+        ([str(good), "--model", "planted-or"], "was found on model 'planted-and'.*is used on 'planted-or'"),
+        ([str(good), "--model", "testbed", "--task", "ioi"], "Build both from one model|was found on"),
+        ([], "circuit"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        check_one_line(capsys.readouterr().err, message)
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "tlprune discover" in capsys.readouterr().out
+    assert main(["discovr"]) == 2
+    check_one_line(capsys.readouterr().err, "no command 'discovr'")
+    with pytest.raises(SystemExit, match="0"):
+        main(["discover", "--help"])
+    assert "--sparsity" in capsys.readouterr().out
