@@ -83,17 +83,14 @@ def _without(templates: Sequence[str], fold: int) -> list[str]:
 
 
 def _names(groups: Sequence[Group], fold: int, *, held_out: bool) -> list[Group]:
-    """Names of a fold or of the others. A group too small to be shared out goes to one fold whole."""
-    result: list[Group] = []
-    for number, group in enumerate(groups):
-        if min(map(len, group.values())) >= FOLDS:
-            inside = {
-                p: [n for i, n in enumerate(names) if (i % FOLDS == fold) == held_out] for p, names in group.items()
-            }
-            result.append(inside)
-        elif (fold == 1 + number // 2 % 2) == held_out:
-            result.append(group)
-    return result
+    """Names of a fold, or those of the others; a third of each group of equal token counts."""
+    return [
+        {
+            pronoun: [name for place, name in enumerate(names) if (place % FOLDS == fold) == held_out]
+            for pronoun, names in group.items()
+        }
+        for group in groups
+    ]
 
 
 def pairs(templates: Sequence[str], groups: Sequence[Group], *, one_twin: bool = False) -> list[Pair]:

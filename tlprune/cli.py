@@ -93,13 +93,11 @@ def _discover(words: Sequence[str]) -> None:
 
     kind = _choice("method", _value_of(words, "--method", Run.method), METHODS)
 
-    def command(run: Run, settings: Any) -> tuple[Run, Any]:
-        return run, settings
-
-    command.__annotations__ = {"run": OmitArgPrefixes[Run], "settings": OmitArgPrefixes[kind]}
+    fields = [("run", OmitArgPrefixes[Run]), ("settings", OmitArgPrefixes[kind])]
+    command = dataclasses.make_dataclass("Discover", fields)
     command.__doc__ = "Find a circuit, measure it on test examples, draw it."
-    run, settings = _parse(command, words, prog="tlprune discover")
-    discover(run, settings)
+    parsed = _parse(command, words, prog="tlprune discover")
+    discover(parsed.run, parsed.settings)
 
 
 def discover(run: Run, method: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,7 @@ class Projection:
         return mixed
 
 
+@runtime_checkable
 class Steering(Protocol):
     """What a backend calls, in order, during a steered run. The engine is one."""
 
@@ -95,6 +96,7 @@ class Steering(Protocol):
         ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One kind of model: where its activations are and how to steer them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from tlprune.task import Batch
 Logits = Float[Tensor, "example answer vocab"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A number to lower.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tlprune.graph import Architecture
 from tlprune.task import Tokens
 
 
+@runtime_checkable
 class Ablation(Protocol):
     """A choice of replacement.
 

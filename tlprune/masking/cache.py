@@ -19,9 +19,17 @@ class RunCache:
         ablation: what replaces ablated writers.
         split: the examples; rows are found by ``Batch.index``.
         most_bytes: above this the replacements of single examples are computed anew at each step.
+
+    Raises:
+        ValueError: the examples of ``split`` are not numbered from 0 in order.
     """
 
     def __init__(self, backend: Backend, ablation: Ablation, split: Batch, *, most_bytes: int = 4 << 30) -> None:
+        if not torch.equal(split.index.cpu(), torch.arange(len(split))):
+            raise ValueError(
+                "A cache finds examples by their number, so those of a split need numbers from 0 in order, but these "
+                "have others. Build the batch with index=torch.arange(len(batch))."
+            )
         self.backend, self.ablation, self.split, self.most_bytes = backend, ablation, split, most_bytes
         self._replaced = _Rows(len(split))
         self._reference = _Rows(len(split))

@@ -76,8 +76,8 @@ class EdgeCall:
         self.shape = (*tokens.ids.shape, backend.d_model)
         slots = len(graph.writers) + self.always
         self.workspace = Workspace(pool, (slots, *self.shape), backend.dtype, backend.device)
-        needs_gradient = torch.is_grad_enabled() and mask.requires_grad
-        self.token = torch.zeros((), device=backend.device, requires_grad=needs_gradient)
+        self.trained = torch.is_grad_enabled() and mask.requires_grad
+        self.token = torch.zeros((), device=backend.device, requires_grad=self.trained)
         self.reads, self.writes = 0, 0
 
     # ---- writers
@@ -88,6 +88,7 @@ class EdgeCall:
         self._write_stream(index, value, replaced)
 
     def heads(self, layer: int, z: Tensor) -> None:
+        self._check_gradients()
         first = self._slot(layer)
         weight, replaced = self.backend.output_weight(layer), self.replaced.heads[layer]
         self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first)
@@ -101,8 +102,16 @@ class EdgeCall:
         return self.graph.attention_writers(layer) + self.always
 
     def _write_stream(self, slot: int, value: Tensor, replaced: Tensor) -> None:
+        self._check_gradients()
         self.token = WriteStream.apply(self.token, value, replaced, self.workspace, slot)
         self.writes += 1
+
+    def _check_gradients(self) -> None:
+        if self.trained and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "Gradients were switched off within a masked run (reentrant activation checkpointing around a block?), "
+                "so those of the masks would be wrong. Turn checkpointing off: readers are recomputed already."
+            )
 
     # ---- readers
 
@@ -133,6 +142,7 @@ class EdgeCall:
         return ReadStream.apply(self.token, mask, base, self.workspace)
 
     def _next(self, kind: str, layer: int) -> tuple[Readers, Tensor]:
+        self._check_gradients()
         readers = self.graph.readers[self.reads]
         if (readers.kind, readers.layer) != (kind, layer):
             raise RuntimeError(f"The model asked for {kind} of layer {layer} where {readers.names[0]} was due.")

@@ -111,6 +111,11 @@ class Masked:
 
 def check_same(backend: Backend, masked: Tensor, plain: Tensor) -> None:
     """Raise unless two sets of logits differ by rounding only."""
+    if not plain.isfinite().all():
+        raise FloatingPointError(
+            "The model itself, without any mask, gives logits that are not finite. Look for infinities in its weights, "
+            "or load it in another dtype."
+        )
     scale = max(1.0, float(plain.abs().max()))
     error = float((masked - plain).abs().max()) / scale
     allowed = ROUNDING[backend.dtype] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))

@@ -25,7 +25,7 @@ def plain_run(model: Any, graph: Graph, tokens: Tokens, mask: Tensor, replaced: 
         model: a HookedTransformer; its flags are set for the call and restored.
         graph: the edges.
         tokens: clean prompts.
-        mask: one number per edge, ``(edge,)``.
+        mask: one number per edge, ``(edge,)``, or ``(example or 1, pos or 1, edge)``.
         replaced: what an ablated writer sends.
     """
     run = _PlainRun(graph, mask, replaced, model)
@@ -72,7 +72,7 @@ class _PlainRun:
         total = self.replaced.streams[index] + self.kept
         block = readers.block(self.mask)
         for writer in range(readers.width):
-            total = total + block[row, writer] * (self.clean[writer] - self.ablated[writer])
+            total = total + block[..., row, writer, None] * (self.clean[writer] - self.ablated[writer])
         return total
 
     def hooks(self) -> Iterator[tuple[str, Any]]:

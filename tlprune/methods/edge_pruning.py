@@ -142,7 +142,6 @@ class Recipe:
         clip: largest gradient norm.
         warmup: fraction of the steps over which the rates rise.
         rise: fraction of the steps over which the target rises.
-        pressure: what the final target is multiplied with; above 1 it pushes past the sparsity asked for.
         measure: how sparsity is measured in the budget.
         path: how the target rises.
     """
