@@ -47,8 +47,7 @@ def by_parametrisation(model: Any) -> None:
     assert model.blocks[1].attn.parametrizations.W_Q.original.requires_grad
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="torch counts no write through .data, and stacked weights are kept")
-CHANGES = [by_version, by_state, by_replacement, pytest.param(by_data, marks=UNSEEN), by_parametrisation]
+CHANGES = [by_version, by_state, by_replacement, by_data, by_parametrisation]
 
 
 @pytest.mark.parametrize("change", CHANGES)

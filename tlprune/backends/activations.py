@@ -51,28 +51,49 @@ class Activations:
 
 @dataclass(frozen=True)
 class Projection:
-    """From a reader's mixed input to q, k and v: ``norm(x) @ weight + bias``, the norm's gain folded in.
+    """From the readers' mixed inputs to q, k and v: ``norm(x) @ weight + bias`` with the model's own tensors.
 
     Attributes:
-        weight: ``W_Q | W_K | W_V`` of one block, ``(reader, d_model, d_head)``.
-        bias: their biases with the norm's bias folded in, ``(reader, d_head)``.
+        weights: ``W_Q``, ``W_K``, ``W_V`` of one block, each ``(head, d_model, d_head)``.
+        biases: theirs, each ``(head, d_head)``.
         norm: kind of normalisation.
         epsilon: added to the variance or mean square.
-        splits: numbers of q, k and v readers.
+        gain: the norm's weight, if it has one.
+        shift: the norm's bias, if it has one.
     """
 
-    weight: Float[Tensor, "reader d_model d_head"]
-    bias: Float[Tensor, "reader d_head"]
+    weights: tuple[Float[Tensor, "_ d_model d_head"], ...]
+    biases: tuple[Float[Tensor, "_ d_head"], ...]
     norm: Norm
     epsilon: float
-    splits: tuple[int, int, int]
+    gain: Float[Tensor, "d_model"] | None = None
+    shift: Float[Tensor, "d_model"] | None = None
 
-    def normalise(self, mixed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    @property
+    def splits(self) -> list[int]:
+        """Numbers of q, k and v readers."""
+        return [len(weight) for weight in self.weights]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Everything that may be trained."""
+        return (*self.weights, *self.biases, self.gain, self.shift)
+
+    def normalise(self, mixed: Float[Tensor, "reader token d_model"]) -> Float[Tensor, "reader token d_model"]:
+        """The norm alone, in the precision of its input."""
+        gain, shift = (None if tensor is None else tensor.to(mixed.dtype) for tensor in (self.gain, self.shift))
         if self.norm == "layer":
-            return F.layer_norm(mixed, mixed.shape[-1:], eps=self.epsilon)
+            return F.layer_norm(mixed, mixed.shape[-1:], gain, shift, self.epsilon)
         if self.norm == "rms":
-            return mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + self.epsilon)
+            scaled = mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + self.epsilon)
+            return scaled if gain is None else scaled * gain
         return mixed
+
+    def __call__(self, mixed: Float[Tensor, "reader token d_model"]) -> tuple[Float[Tensor, "_ token d_head"], ...]:
+        """q, k and v of every reader."""
+        normed = self.normalise(mixed).to(self.weights[0].dtype).split(self.splits)
+        parts = zip(self.biases, normed, self.weights, strict=True)
+        return tuple(torch.baddbmm(bias[:, None], part, weight) for bias, part, weight in parts)
 
 
 @runtime_checkable

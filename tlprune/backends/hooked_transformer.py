@@ -37,7 +37,6 @@ class HookedTransformerBackend:
         self.model = model
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
-        self._projections: dict[tuple[int, str], tuple[tuple, Projection]] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,38 +134,16 @@ class HookedTransformerBackend:
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention, norm = self.model.blocks[layer].attn, self.model.blocks[layer].ln1
-        grouped = self.architecture.n_kv_heads < self.architecture.n_heads
-        key, value = ("_W_K", "_W_V") if grouped else ("W_K", "W_V")
-        weights = [attention.W_Q, getattr(attention, key), getattr(attention, value)]
-        biases = [attention.b_Q, getattr(attention, key.replace("W", "b")), getattr(attention, value.replace("W", "b"))]
-        gains = [gain for gain in (getattr(norm, "w", None), getattr(norm, "b", None)) if gain is not None]
-        if any(tensor.grad_fn is not None for tensor in (*weights, *biases, *gains)):
-            return self._stack(weights, biases, norm, convention)
-        return self._cached((layer, convention.kv), (*weights, *biases, *gains), weights, biases, norm, convention)
-
-    def _cached(
-        self, slot: tuple[int, str], tensors: tuple, weights: list, biases: list, norm: Module, convention: Convention
-    ) -> Projection:
-        versions = tuple((tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-        known = self._projections.get(slot)
-        if known is None or not _same_tensors(known[0], versions):
-            with torch.no_grad():
-                self._projections[slot] = (versions, self._stack(weights, biases, norm, convention))
-        return self._projections[slot][1]
-
-    def _stack(self, weights: list, biases: list, norm: Module, convention: Convention) -> Projection:
         repeats = self.architecture.n_heads // self.architecture.n_kv_heads
+        stored = "_" if repeats > 1 else ""  # grouped heads are stored once, under a private name
+        weights = [attention.W_Q, getattr(attention, f"{stored}W_K"), getattr(attention, f"{stored}W_V")]
+        biases = [attention.b_Q, getattr(attention, f"{stored}b_K"), getattr(attention, f"{stored}b_V")]
         if convention.kv == "per_query_head" and repeats > 1:
-            weights = [weights[0], *(weight.repeat_interleave(repeats, 0) for weight in weights[1:])]
-            biases = [biases[0], *(bias.repeat_interleave(repeats, 0) for bias in biases[1:])]
-        weight, bias = torch.cat(weights), torch.cat(biases)
-        if getattr(norm, "b", None) is not None:
-            bias = bias + torch.matmul(norm.b, weight)  # pyright: ignore[reportArgumentType]
-        if getattr(norm, "w", None) is not None:
-            weight = norm.w[:, None] * weight
-        kind = NORMS[self.model.cfg.normalization_type]
-        q, k, v = (len(part) for part in weights)
-        return Projection(weight.contiguous(), bias, kind, self.model.cfg.eps, (q, k, v))
+            weights[1:] = [weight.repeat_interleave(repeats, 0) for weight in weights[1:]]
+            biases[1:] = [bias.repeat_interleave(repeats, 0) for bias in biases[1:]]
+        kind, epsilon = NORMS[self.model.cfg.normalization_type], self.model.cfg.eps
+        gain, shift = getattr(norm, "w", None), getattr(norm, "b", None)
+        return Projection(tuple(weights), tuple(biases), kind, epsilon, gain, shift)
 
     def output_weight(self, layer: int) -> Tensor:
         return self.model.blocks[layer].attn.W_O
@@ -283,9 +260,3 @@ def _passed(_: None, stub: Tensor) -> Tensor:
 
 def _as_torch_hook(hook: Hook) -> Callable[[Module, tuple, Tensor], Tensor | None]:
     return lambda module, inputs, output: hook(output)
-
-
-def _same_tensors(known: tuple, versions: tuple) -> bool:
-    return len(known) == len(versions) and all(
-        old is new and before == after for (old, before), (new, after) in zip(known, versions, strict=True)
-    )

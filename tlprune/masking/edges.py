@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tlprune.backends.activations import Activations, Backend
+from tlprune.backends.activations import Activations, Backend, Projection
 from tlprune.graph import Graph, Readers
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream
 from tlprune.masking.workspace import Pool, Workspace
@@ -119,14 +119,18 @@ class EdgeCall:
         projection = self.backend.projection(layer, self.graph.convention)
         readers, base = self._next("attention", layer)
         mask, gate = self._block(readers), None
-        bias = projection.bias
         if self._scale_free(mask, base) and projection.norm != "none":
-            mask, gate, bias = _hard(mask), mask[..., 0], torch.zeros_like(bias)
-        out = ReadProjected.apply(self.token, mask, base, projection.weight, bias, projection, self.workspace)
-        out = out.unflatten(1, self.shape[:2]).permute(1, 2, 0, 3)
-        if gate is not None:
-            out = out * _over_examples(gate).to(out.dtype) + projection.bias
-        q, k, v = out.split(projection.splits, dim=2)
+            mask, gate = _hard(mask), mask[..., 0]
+        parts = ReadProjected.apply(self.token, mask, base, self.workspace, projection, *projection.tensors)
+        q, k, v = (part.unflatten(1, self.shape[:2]).permute(1, 2, 0, 3) for part in parts)
+        return (q, k, v) if gate is None else self._gated((q, k, v), gate, projection)
+
+    def _gated(self, parts: tuple[Tensor, ...], gate: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+        """Interpolate between what readers project from nothing and what they project from their only writer."""
+        nothing = projection(gate.new_zeros(gate.shape[-1], 1, self.backend.d_model))
+        gates = _over_examples(gate).split(projection.splits, dim=2)
+        empty = [part.permute(1, 0, 2)[None] for part in nothing]
+        q, k, v = (low + g.to(low.dtype) * (part - low) for low, g, part in zip(empty, gates, parts, strict=True))
         return q, k, v
 
     def mlp_input(self, layer: int) -> Tensor:

@@ -83,44 +83,49 @@ class ReadStream(Function):
 
 
 class ReadProjected(Function):
-    """Mix, normalise and project all readers of one attention block: ``(reader, token, d_head)``.
+    """Mix, normalise and project all readers of one attention block: q, k and v, each ``(head, token, d_head)``.
 
     Only the mask is kept for the backward; mix and norm are computed again there, which costs less time and far less
-    memory than keeping a stream per reader.
+    memory than keeping a stream per reader. ``tensors`` are the projection's own, given so that autograd knows them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        token: Tensor,
-        mask: Tensor,
-        base: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        projection: Projection,
-        workspace: Workspace,
-    ) -> Tensor:
+        ctx: Any, token: Tensor, mask: Tensor, base: Tensor, workspace: Workspace, projection: Projection, *tensors: Any
+    ) -> tuple[Tensor, ...]:
         ctx.workspace, ctx.projection = workspace, projection
-        ctx.save_for_backward(mask, base, weight)
-        mixed = mix(mask, base, workspace).flatten(1, 2)
-        return torch.baddbmm(bias[:, None], projection.normalise(mixed).to(weight.dtype), weight)
+        ctx.save_for_backward(mask, base, *tensors)
+        return projection(mix(mask, base, workspace).flatten(1, 2))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         ctx.workspace.enter_backward()
-        mask, base, weight = ctx.saved_tensors
-        shape = ctx.workspace.differences.shape
-        mixed = mix(mask, base, ctx.workspace).flatten(1, 2)
-        with torch.enable_grad():
-            mixed.requires_grad_()
-            normed = ctx.projection.normalise(mixed)
-        (to_mixed,) = torch.autograd.grad(normed, mixed, torch.bmm(gradient, weight.mT).to(normed.dtype))
-        to_weight = torch.bmm(normed.detach().to(weight.dtype).mT, gradient) if ctx.needs_input_grad[3] else None
-        to_bias = gradient.sum(1) if ctx.needs_input_grad[4] else None
-        to_mixed = to_mixed.unflatten(1, shape[1:3])
+        mask, base, *_ = ctx.saved_tensors
+        mixed = mix(mask, base, ctx.workspace)
+        wanted = zip(ctx.projection.tensors, ctx.needs_input_grad[5:], strict=True)
+        trained = [tensor for tensor, needed in wanted if needed]
+        to_mixed, *to_trained = _backward_of_projection(ctx.projection, mixed.flatten(1, 2), gradients, trained)
+        to_mixed = to_mixed.view_as(mixed)
         to_mask = backward_of_mix(mask, to_mixed, ctx.workspace, wanted=ctx.needs_input_grad[1])
-        return gradient.new_zeros(()), to_mask, None, to_weight, to_bias, None, None
+        found = iter(to_trained)
+        to_tensors = [next(found) if needed else None for needed in ctx.needs_input_grad[5:]]
+        return mask.new_zeros(()), to_mask, None, None, None, *to_tensors
+
+
+def _backward_of_projection(
+    projection: Projection, mixed: Tensor, gradients: tuple[Tensor, ...], trained: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradients of the mixed inputs and of those of the projection's tensors that are trained."""
+    with torch.enable_grad():
+        mixed.requires_grad_()
+        if trained:
+            return torch.autograd.grad(projection(mixed), [mixed, *trained], gradients)
+        normed = projection.normalise(mixed)
+    to_normed = torch.empty_like(normed, dtype=projection.weights[0].dtype)
+    for part, gradient, weight in zip(to_normed.split(projection.splits), gradients, projection.weights, strict=True):
+        torch.bmm(gradient, weight.mT, out=part)
+    return torch.autograd.grad(normed, mixed, to_normed.to(normed.dtype)) if normed is not mixed else (to_normed,)
 
 
 def mix(mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
