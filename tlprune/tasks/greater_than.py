@@ -1,0 +1,144 @@
+"""Greater-than: what began in 1732 ends in a year of that century that is later than 32.
+
+Behaviour studied in Hanna et al., "How does GPT-2 compute greater-than?" (NeurIPS 2023); the templates here are written
+for this library.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from tlprune.task import Task
+from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
+from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.words import EVENTS
+
+TEMPLATES: tuple[str, ...] = (
+    "Records say that the {event} began in {start} and ended in {century}",
+    "From {start} on, the {event} continued until {century}",
+    "The {event} that started in {start} was over by {century}",
+    "What we call the {event} ran from {start} to {century}",
+    "The {event} took many years, from {start} to {century}",
+    "Nobody expected the {event} of {start} to go on until {century}",
+    "A monument recalls the {event}, which lasted from {start} to {century}",
+    "Between {start} and the end of the {event} in {century}",
+    "Her book about the {event} covers the years {start} to {century}",
+)
+CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(11, 20))
+TWO_DIGITS: tuple[str, ...] = tuple(f"{number:02d}" for number in range(100))
+YearTest = Callable[[str], bool]
+
+
+def greater_than(
+    model: Any,
+    *,
+    train: int = 200,
+    validation: int = 100,
+    test: int = 200,
+    seed: int = 0,
+    templates: Sequence[str] | None = None,
+) -> Task:
+    """Prompts such as "The war lasted from 1732 to 17", which any two digits above 32 complete.
+
+    In the twin the first year ends in 01, so that nearly every two digits would do. The answer is one of the right
+    completions and the foil one of the wrong ones. Years that are not two tokens of two digits are left out. A third
+    of the templates appear in the test only.
+
+    Args:
+        model: a model with a tokenizer, or a Hugging Face tokenizer.
+        train: examples to learn from.
+        validation: examples for thresholds and early stopping.
+        test: examples for evaluation.
+        seed: fixes the held-out templates and every draw.
+        templates: text with the slots ``{start}``, ``{century}`` (at the end) and, if wanted, ``{event}``.
+
+    Raises:
+        ValueError: if the tokenizer does not split years into two and two digits.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> task = greater_than(AutoTokenizer.from_pretrained(DIRECTORY), train=8, validation=4, test=4)
+        >>> len(task.test), len(task.options["held_out_templates"])
+        (4, 3)
+    """
+    rng = Random(seed)
+    templates = TEMPLATES if templates is None else tuple(templates)
+    check_templates(templates, required=("start", "century"), known=("start", "century", "event"))
+    seen_templates, test_templates = hold_out(rng, templates, None)
+    years, seen = split_years(tokenizer_of(model)), set[str]()
+
+    def draw(source: Random) -> Pair:
+        return sample_pair(source, templates=seen_templates, years=years)
+
+    def draw_test(source: Random) -> Pair:
+        return sample_pair(source, templates=test_templates, years=years)
+
+    return from_pairs(
+        "greater-than",
+        model,
+        train=distinct_pairs(draw, rng, train, seen),
+        validation=distinct_pairs(draw, rng, validation, seen),
+        test=distinct_pairs(draw_test, rng, test, seen),
+        options={"seed": seed, "held_out_templates": test_templates},
+    )
+
+
+def sample_pair(
+    rng: Random, *, templates: Sequence[str] = TEMPLATES, years: dict[str, tuple[str, ...]] | None = None
+) -> Pair:
+    """One pair; ``years`` maps each century to the two-digit endings that may be used in it.
+
+    Example:
+        >>> sample_pair(Random(0), templates=["from {start} to {century}"], years={"17": ("01", "31", "32", "33")})
+        Pair(clean='from 1732 to 17', corrupt='from 1701 to 17', answer='33', foil='31')
+    """
+    years = years or dict.fromkeys(CENTURIES, TWO_DIGITS)
+    century = rng.choice(sorted(years))
+    endings = [ending for ending in years[century] if ending > "00"]
+    # The first is the corrupted start; the second leaves a wrong answer below, and the last a right one above.
+    place = rng.randrange(2, len(endings) - 1)
+    template, event = rng.choice(templates), rng.choice(EVENTS)
+    clean, corrupt = (
+        template.format(start=century + start, century=century, event=event) for start in (endings[place], endings[0])
+    )
+    return Pair(clean, corrupt, rng.choice(endings[place + 1 :]), rng.choice(endings[1:place]))
+
+
+def valid_answers(prompt: str) -> tuple[str, ...]:
+    """The two-digit completions later than the first year of the prompt.
+
+    Example:
+        >>> valid_answers("from 1797 to 17")
+        ('98', '99')
+    """
+    start = re.search(r"\d{4}", prompt)
+    if start is None:
+        raise ValueError(f"A greater-than prompt needs a four-digit year but {prompt!r} has none. Put one in.")
+    return tuple(number for number in TWO_DIGITS if number > start.group()[2:])
+
+
+def split_years(tokenizer: Any) -> dict[str, tuple[str, ...]]:
+    """Per century the endings of those years that are two tokens of two digits; centuries need 01 and three more.
+
+    Raises:
+        ValueError: if no century is left.
+    """
+    years = {century: _endings(tokenizer, century) for century in CENTURIES}
+    years = {century: endings for century, endings in years.items() if "01" in endings and len(endings) > 3}
+    if not years:
+        pieces = tokenizer.convert_ids_to_tokens(token_ids(tokenizer, "in 1732"))
+        raise ValueError(
+            f"Greater-than needs a tokenizer that splits years into two and two digits but this one gives {pieces} "
+            "for 'in 1732'. Use a model with another tokenizer."
+        )
+    return years
+
+
+def _endings(tokenizer: Any, century: str) -> tuple[str, ...]:
+    if not is_one_token(tokenizer, "in", f" {century}"):
+        return ()
+    return tuple(ending for ending in TWO_DIGITS if is_one_token(tokenizer, f"in {century}", ending))

@@ -1,0 +1,95 @@
+"""Induction: a sequence of words begins again, and what followed before follows now.
+
+Behaviour studied in Olsson et al., "In-context Learning and Induction Heads" (2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from tlprune.task import Task
+from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
+from tlprune.tasks.sampling import distinct_pairs
+from tlprune.tasks.words import PLAIN_WORDS
+
+_LENGTHS = (6, 7, 8)
+_FEWEST_WORDS = 20
+
+
+def induction(
+    model: Any,
+    *,
+    train: int = 200,
+    validation: int = 100,
+    test: int = 200,
+    seed: int = 0,
+    words: Sequence[str] | None = None,
+) -> Task:
+    """Prompts "A B C D E F ... B C", which D completes: random words, of which a stretch comes again.
+
+    In the twin the second stretch is made of other words, so nothing is repeated. The foil is another word of the
+    prompt. Words that are not one token under the tokenizer are dropped.
+
+    Args:
+        model: a model with a tokenizer, or a Hugging Face tokenizer.
+        train: examples to learn from.
+        validation: examples for thresholds and early stopping.
+        test: examples for evaluation.
+        seed: fixes every draw.
+        words: words to draw from.
+
+    Raises:
+        ValueError: if too few words are one token each.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> task = induction(AutoTokenizer.from_pretrained(DIRECTORY), train=8, validation=4, test=4)
+        >>> bool((task.test.clean.ids == task.test.answers).any(dim=1).all())
+        True
+    """
+    rng = Random(seed)
+    usable, seen = _usable(tokenizer_of(model), PLAIN_WORDS if words is None else tuple(words)), set[str]()
+
+    def draw(source: Random) -> Pair:
+        return sample_pair(source, words=usable)
+
+    return from_pairs(
+        "induction",
+        model,
+        train=distinct_pairs(draw, rng, train, seen),
+        validation=distinct_pairs(draw, rng, validation, seen),
+        test=distinct_pairs(draw, rng, test, seen),
+        options={"seed": seed},
+    )
+
+
+def sample_pair(rng: Random, *, words: Sequence[str] = PLAIN_WORDS) -> Pair:
+    """One pair of different words, six to eight of them, followed by two to four of them again.
+
+    Example:
+        >>> pair = sample_pair(Random(0), words="abcdefghijklmnop")
+        >>> pair
+        Pair(clean='b e i h g o m e i h', corrupt='b e i h g o m f d k', answer=' g', foil=' o')
+    """
+    length, repeated = rng.choice(_LENGTHS), rng.choice((2, 3, 4))
+    drawn = rng.sample(words, length + repeated)
+    sequence, strangers = drawn[:length], drawn[length:]
+    begin = rng.randrange(length - repeated)
+    again, answer = sequence[begin : begin + repeated], sequence[begin + repeated]
+    foil = rng.choice([word for word in sequence if word != answer and word not in again])
+    return Pair(" ".join(sequence + again), " ".join(sequence + strangers), f" {answer}", f" {foil}")
+
+
+def _usable(tokenizer: Any, words: Sequence[str]) -> list[str]:
+    usable = [
+        word for word in words if len(token_ids(tokenizer, word)) == 1 and is_one_token(tokenizer, "and", f" {word}")
+    ]
+    if len(usable) < _FEWEST_WORDS:
+        raise ValueError(
+            f"Induction needs {_FEWEST_WORDS} words that are one token each but under this tokenizer {len(usable)} of "
+            f"{len(words)} are. Give others with words=."
+        )
+    return usable

@@ -1,0 +1,154 @@
+"""Indirect object identification: two people, one of them acts, and the other is the one who receives.
+
+Behaviour studied in Wang et al., "Interpretability in the Wild" (ICLR 2023); the templates here are written for this
+library.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from tlprune.task import Task
+from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
+from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.words import NAMES, OBJECTS, PLACES
+
+# {A} and {B} are the first two names, {S} the one that comes again. Each template serves in both orders:
+# ABBA, where the second name is repeated, and BABA, where the first one is.
+TEMPLATES: tuple[str, ...] = (
+    "After lunch {A} and {B} walked over to the {place}, where {S} handed a {object} to",
+    "{A} and {B} were sitting in the {place} when {S} passed a {object} to",
+    "On the way to the {place}, {A} and {B} stopped because {S} wanted to show a {object} to",
+    "Ever since {A} and {B} met at the {place}, {S} has sent a {object} to",
+    "The {place} was nearly empty, so {A} and {B} stayed late and {S} sold a {object} to",
+    "Rain kept {A} and {B} inside the {place} until {S} lent a {object} to",
+    "Everyone at the {place} knew {A} and {B}, and nobody was surprised when {S} offered a {object} to",
+    "Before leaving the {place}, {A} and {B} talked for an hour, and {S} promised a {object} to",
+    "Because {A} and {B} shared a desk at the {place}, {S} often brought a {object} to",
+    "Late in the evening {A} and {B} reached the {place}, and there {S} threw a {object} to",
+    "{A} and {B} painted the walls of the {place} together; afterwards {S} mailed a {object} to",
+    "While {A} and {B} cleaned the {place}, {S} returned a {object} to",
+    "Last summer {A} and {B} found work at the {place}, and on the first day {S} carried a {object} to",
+    "Having crossed the {place}, {A} and {B} took a break and {S} tossed a {object} to",
+    "It was {A} and {B} who opened the {place}, but it was {S} who delivered a {object} to",
+    "A friend saw {A} and {B} near the {place} just as {S} slipped a {object} to",
+    "Once {A} and {B} had locked the {place}, {S} quietly gave a {object} to",
+    "At the {place} {A} argued with {B}, yet in the end {S} awarded a {object} to",
+)
+ALL_NAMES: tuple[str, ...] = NAMES["he"] + NAMES["she"]
+_SMALLEST_POOL = 5
+
+
+def ioi(
+    model: Any,
+    *,
+    train: int = 200,
+    validation: int = 100,
+    test: int = 200,
+    seed: int = 0,
+    templates: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> Task:
+    """Prompts such as "When A and B met, B gave a book to", which A completes.
+
+    The twin has three other names, none of them repeated, with as many tokens each. The answer is the name that came
+    once, the foil the repeated one. A third of the templates (each in both orders) and a third of the names appear in
+    the test only. Names that are not one token under the tokenizer are dropped.
+
+    Args:
+        model: a model with a tokenizer, or a Hugging Face tokenizer.
+        train: examples to learn from.
+        validation: examples for thresholds and early stopping.
+        test: examples for evaluation.
+        seed: fixes the held-out templates and names and every draw.
+        templates: text with the slots ``{A}``, ``{B}``, ``{S}`` and, if wanted, ``{place}`` and ``{object}``.
+        names: first names.
+
+    Raises:
+        ValueError: if too few names are one token, or there are fewer distinct prompts than asked for.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> task = ioi(AutoTokenizer.from_pretrained(DIRECTORY), train=8, validation=4, test=4)
+        >>> len(task.test), len(task.options["held_out_templates"])
+        (4, 6)
+    """
+    rng = Random(seed)
+    templates = TEMPLATES if templates is None else tuple(templates)
+    check_templates(templates, required=("A", "B", "S"), known=("A", "B", "S", "place", "object"))
+    seen_templates, test_templates = hold_out(rng, templates, None)
+    known = _usable(tokenizer_of(model), ALL_NAMES if names is None else tuple(names))
+    seen_names, test_names = hold_out(rng, sorted(known), None)
+    seen: set[str] = set()
+
+    def draw(source: Random) -> Pair:
+        return sample_pair(source, templates=seen_templates, groups=_groups(known, seen_names))
+
+    def draw_test(source: Random) -> Pair:
+        return sample_pair(source, templates=test_templates, groups=_groups(known, test_names))
+
+    return from_pairs(
+        "ioi",
+        model,
+        train=distinct_pairs(draw, rng, train, seen),
+        validation=distinct_pairs(draw, rng, validation, seen),
+        test=distinct_pairs(draw_test, rng, test, seen),
+        options={"seed": seed, "held_out_templates": test_templates, "held_out_names": test_names},
+    )
+
+
+def sample_pair(
+    rng: Random, *, templates: Sequence[str] = TEMPLATES, groups: Sequence[Sequence[str]] = (ALL_NAMES,)
+) -> Pair:
+    """One pair. A name is replaced by one of its own group, so the names of a group must have equal token counts.
+
+    Example:
+        >>> names = ["Ann", "Bea", "Cid", "Dan", "Eve"]
+        >>> pair = sample_pair(Random(1), templates=["{A} met {B}, so {S} wrote to"], groups=[names])
+        >>> pair
+        Pair(clean='Dan met Ann, so Dan wrote to', corrupt='Bea met Eve, so Cid wrote to', answer=' Ann', foil=' Dan')
+    """
+    receivers, actors = rng.choices(groups, weights=[len(group) for group in groups], k=2)
+    receiver = rng.choice(receivers)
+    actor, other_actor, actor_again = rng.sample([name for name in actors if name != receiver], 3)
+    taken = (receiver, actor, other_actor, actor_again)
+    other_receiver = rng.choice([name for name in receivers if name not in taken])
+    template, receiver_first = rng.choice(templates), rng.random() < 0.5
+    filling = {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
+
+    def text(received: str, acted: str, again: str) -> str:
+        first, second = (received, acted) if receiver_first else (acted, received)
+        return template.format(A=first, B=second, S=again, **filling)
+
+    corrupt = text(other_receiver, other_actor, actor_again)
+    return Pair(text(receiver, actor, actor), corrupt, f" {receiver}", f" {actor}")
+
+
+def _usable(tokenizer: Any, names: Sequence[str]) -> dict[str, int]:
+    """Names that are one token after a space, each with the number of tokens it has where a text begins."""
+    known = {
+        name: len(token_ids(tokenizer, name)) for name in names if is_one_token(tokenizer, "gave it to", f" {name}")
+    }
+    if len(known) < 3 * _SMALLEST_POOL:
+        raise ValueError(
+            f"Indirect object identification needs {3 * _SMALLEST_POOL} names that are one token each but under this "
+            f"tokenizer only {sorted(known)} are. Give more names with names=."
+        )
+    return known
+
+
+def _groups(known: dict[str, int], pool: Sequence[str]) -> list[list[str]]:
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name in pool:
+        groups[known[name]].append(name)
+    large = [group for group in groups.values() if len(group) >= _SMALLEST_POOL]
+    if not large:
+        raise ValueError(
+            f"Names are exchanged for others with as many tokens, which needs {_SMALLEST_POOL} of one length, but the "
+            f"pools are {list(groups.values())}. Give more names with names=."
+        )
+    return large
