@@ -31,9 +31,9 @@ from typing import Any
 
 import torch
 import tyro
-from tlprune.learning.objectives import divergence
 
 import tlprune as tp
+from tlprune.learning.objectives import divergence
 from tlprune.masking.cache import reference_log_probabilities
 from tlprune.models.transformer_lens import hooked_transformer
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens

@@ -6,8 +6,10 @@ The model is stories260K (TinyStories, 5 layers, 8 heads, 4 key/value heads; 1,7
 model in nats over the whole vocabulary, of the hard circuit, resample ablation.
 
 ``in-sample``: found and measured on the same 126 prompts (6 templates x 21 names, one twin each).
-``folds``: each of three folds holds out 2 templates and a third of the names; the circuit is found on prompts made of
-the others alone and measured on prompts made of held-out templates *and* held-out names, each with every twin.
+``fold 1`` to ``3``: each holds out 2 of the 6 templates and a third of 67 names; the circuit is found on prompts of
+the others alone and measured on prompts made of held-out templates *and* held-out names, each with every twin. With the
+21 names of the in-sample prompts (``--few-names``) a circuit sees only 14, and this model tells the gender of each name
+by pieces of its own: what is missing for an unseen name is then most of the error.
 """
 
 from __future__ import annotations
@@ -27,8 +29,20 @@ import tlprune as tp
 from tlprune.learning.metrics import measure
 from tlprune.tasks.gendered_pronoun import STORY_NAMES, STORY_TEMPLATES, paired_groups
 from tlprune.tasks.pairs import Pair, from_pairs
+from tlprune.tasks.words import listed
 
 FOLDS = 3
+# Names that the model tells the gender of, by more than 0.5 nats on average over the templates.
+NAMES = {
+    "he": listed(
+        "Tommy Max Bob Mark Leo Jim Jack Billy Joe Peter Fred Benny Jimmy Jake Rob Roy Nick Henry Harry Dave Greg Toby "
+        "Teddy John Bobby Noah David Josh George Freddy Jacob"
+    ),
+    "she": listed(
+        "Mia Sue Amy Sara Mary Sally Lisa Tina Lucy Jane Lola Molly Ella Sarah Lilly Nina Ann Maria Eva Nora Emily "
+        "Lucky Anna Emma Susie Laura Clara Ellie Hannah Kelly Polly Katie Sophie Julia Annie Sophia"
+    ),
+}
 Group = dict[str, list[str]]
 
 
@@ -43,7 +57,9 @@ class Settings:
         recipe: of EdgePruning.
         steps: of training; by default the recipe's.
         threads: for torch.
-        json: print one JSON object instead of tables.
+        settings: which of in-sample, fold 1, fold 2 and fold 3 to run.
+        few_names: folds over the in-sample names alone.
+        json: print one JSON list instead of a table.
     """
 
     data_dir: Path = Path(os.environ.get("TLPRUNE_DATA", "../shared"))
@@ -52,6 +68,8 @@ class Settings:
     recipe: Literal["short", "paper"] = "short"
     steps: int | None = None
     threads: int = 2
+    settings: tuple[str, ...] = ("in-sample", "fold 1", "fold 2", "fold 3")
+    few_names: bool = False
     json: bool = False
 
 
@@ -59,18 +77,16 @@ def main() -> None:
     settings = tyro.cli(Settings)
     torch.set_num_threads(settings.threads)
     model = tp.load(settings.data_dir / "models" / "stories260K")
-    rows = [row for task in tasks(model) for row in figures(model, task, settings)]
+    chosen = [task for task in tasks(model, settings) if task.name in settings.settings]
+    rows = [row for task in chosen for row in figures(model, task, settings)]
     print(json.dumps(rows, indent=1) if settings.json else table(rows))
 
 
-def tasks(model: Any) -> list[tp.Task]:
+def tasks(model: Any, settings: Settings) -> list[tp.Task]:
     """The in-sample task and one for each fold."""
-    groups = [
-        {pronoun: list(names) for pronoun, names in group.items()}
-        for group in paired_groups(model.tokenizer, STORY_NAMES)
-    ]
-    everything = pairs(STORY_TEMPLATES, groups, one_twin=True)
+    everything = pairs(STORY_TEMPLATES, paired_groups(model.tokenizer, STORY_NAMES), one_twin=True)
     result = [from_pairs("in-sample", model, train=everything, validation=everything, test=everything)]
+    groups = paired_groups(model.tokenizer, STORY_NAMES if settings.few_names else NAMES)
     for fold in range(FOLDS):
         train = pairs(_without(STORY_TEMPLATES, fold), _names(groups, fold, held_out=False))
         test = pairs(STORY_TEMPLATES[fold::FOLDS], _names(groups, fold, held_out=True))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooked import NEEDS_HOOKED_TRANSFORMER
 from test_graph import GRAPHS
 
 from tlprune.circuit import Circuit, Scores, edges_text, write_whole
@@ -110,6 +111,7 @@ def test_a_circuit_is_a_set_of_edges() -> None:
     assert circuit != circuit.edges
 
 
+@NEEDS_HOOKED_TRANSFORMER
 def test_a_circuit_by_model_is_a_circuit_by_graph() -> None:
     model = planted("copy").model
     assert Circuit.from_edges(model, ["m0->logits"]) == Circuit.from_edges(Graph.of(model), ["m0->logits"])

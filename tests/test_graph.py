@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hooked import NEEDS_HOOKED_TRANSFORMER
 from styles import STYLES, conventions, model_of, refuses_choice
 from torch import Tensor
 
@@ -91,6 +92,7 @@ def test_convention_is_part_of_the_graph() -> None:
     assert repr(Graph(GPT2)) == "Graph(32,491 edges; embeddings merged, kv shared)"
 
 
+@NEEDS_HOOKED_TRANSFORMER
 @pytest.mark.parametrize("style", STYLES)
 def test_a_models_graph_has_its_parts(style: str) -> None:
     config = model_of(style).cfg

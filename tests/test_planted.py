@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hooked import NEEDS_HOOKED_TRANSFORMER
 from torch import Tensor
 
 from tlprune.graph import Graph
@@ -21,16 +21,7 @@ NAMES = sorted(WIRINGS)
 EXAMPLES = 16
 
 
-def has_hooked_transformer() -> bool:
-    # hasattr(transformer_lens, ...) raises on 4.x instead of answering.
-    try:
-        importlib.import_module("transformer_lens").HookedTransformer  # noqa: B018
-    except (AttributeError, ImportError):
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
+pytestmark = NEEDS_HOOKED_TRANSFORMER
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import types
 from functools import cache
 
 import pytest
 import torch
+from hooked import NEEDS_HOOKED_TRANSFORMER
 
 from tlprune.models.planted import Planted, planted, planted_task
 from tlprune.models.planted_tasks import ASK, NO, START, YES
@@ -17,16 +17,7 @@ from tlprune.models.planted_wiring import WIRINGS
 NAMES = sorted(WIRINGS)
 
 
-def has_hooked_transformer() -> bool:
-    # hasattr(transformer_lens, ...) raises on 4.x instead of answering.
-    try:
-        importlib.import_module("transformer_lens").HookedTransformer  # noqa: B018
-    except (AttributeError, ImportError):
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
+pytestmark = NEEDS_HOOKED_TRANSFORMER
 
 
 @cache
@@ -125,5 +116,5 @@ def test_unknown_name_and_foreign_model_are_refused() -> None:
 
 def test_transformer_lens_without_hooked_transformer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformer_lens", types.ModuleType("transformer_lens"))
-    with pytest.raises(ValueError, match=r"needs HookedTransformer .* Install transformer-lens 3.9"):
+    with pytest.raises(ValueError, match=r"needs HookedTransformer.*Install transformer-lens 3\.9"):
         planted("copy")

@@ -4,17 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from hooked import HAS_HOOKED_TRANSFORMER
 
 import tlprune as tp
 
-try:
-    from transformer_lens import HookedTransformer  # noqa: F401
-except ImportError:
-    bridge_only = True
-else:
-    bridge_only = False
-
-pytestmark = pytest.mark.skipif(not bridge_only, reason="this TransformerLens has HookedTransformer")
+pytestmark = pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="this TransformerLens has HookedTransformer")
 
 
 @pytest.mark.parametrize("name", ["testbed", "planted", "gpt2"])

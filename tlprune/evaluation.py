@@ -70,7 +70,7 @@ class Evaluation:
             means = row.performance.means()
             lines.append(
                 f"{row.name:<16}{row.edges:>8,}{row.effective:>11,}{means['accuracy']:>10.3f}"
-                f"{means['agreement']:>11.3f}{means['logit_difference']:>12.2f}{means['kl']:>11.4f}"
+                f"{means['agreement']:>11.3f}{means['logit_difference']:>12.2f}{round(means['kl'], 4) + 0.0:>11.4f}"
             )
         lines.append(
             f"{count} test examples; {self.total:,} edges in all ({self.convention}); {self.ablation} ablation"

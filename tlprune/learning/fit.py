@@ -34,6 +34,7 @@ class Optimiser:
         clip: largest joint gradient norm of masks and multipliers; ``None`` for no limit.
         warmup: steps over which both rates rise from 0.
         decay: whether both rates then fall linearly, to 0 after the last step.
+        samples: mask samples per step, each shared by an equal part of the batch; more make the gradient less noisy.
     """
 
     rate: float = 0.1
@@ -42,6 +43,7 @@ class Optimiser:
     clip: float | None = None
     warmup: int = 0
     decay: bool = True
+    samples: int = 1
 
     def factor(self, step: int, steps: int) -> float:
         """What both rates are multiplied with in a step."""
@@ -203,13 +205,22 @@ class _Training:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.plan.optimiser.factor(number, self.plan.steps)
         self.optimiser.zero_grad()
-        sample = self.masks.sample(self.generator)
-        value = self._objective(batch, sample, self.cache)
-        (value + self.plan.budget.term(self.multipliers, self._sparsity(sample), number)).backward()
+        value = sum(self._backward(part, len(part) / len(batch), number) for part in self._parts(batch))
         self._refuse_not_finite(value, number)
         self._clip()
         self.optimiser.step()
-        return self._record(number, float(value.detach()))
+        return self._record(number, value)
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        return batch.split(math.ceil(len(batch) / self.plan.optimiser.samples))
+
+    def _backward(self, part: Batch, share: float, number: int) -> float:
+        """Add the gradients of one mask sample on its part of the batch; return its part of the objective."""
+        sample = self.masks.sample(self.generator)
+        value = self._objective(part, sample, self.cache)
+        term = self.plan.budget.term(self.multipliers, self._sparsity(sample), number)
+        (share * (value + term)).backward()
+        return share * float(value.detach())
 
     def _objective(self, batch: Batch, mask: Tensor, cache: RunCache) -> Tensor:
         replaced, reference = cache.replaced(batch), cache.reference(batch)
@@ -220,11 +231,11 @@ class _Training:
             return 1 - sample.mean()
         return 1 - self.masks.expected_kept / len(sample)
 
-    def _refuse_not_finite(self, value: Tensor, number: int) -> None:
+    def _refuse_not_finite(self, value: float, number: int) -> None:
         gradient = self.masks.log_alpha.grad
-        if not (math.isfinite(value.detach()) and gradient is not None and bool(gradient.isfinite().all())):
+        if not (math.isfinite(value) and gradient is not None and bool(gradient.isfinite().all())):
             raise FloatingPointError(
-                f"Training needs finite numbers but step {number + 1} gave a loss of {float(value.detach())}"
+                f"Training needs finite numbers but step {number + 1} gave a loss of {value}"
                 " or a gradient that is not finite. The masks are as "
                 "after the last good step; lower the rate, or look for infinities in the model's logits."
             )

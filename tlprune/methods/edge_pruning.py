@@ -144,6 +144,7 @@ class Recipe:
         rise: fraction of the steps over which the target rises.
         measure: how sparsity is measured in the budget.
         path: how the target rises.
+        samples: mask samples per step.
     """
 
     initial: float
@@ -156,6 +157,7 @@ class Recipe:
     rise: float
     measure: Literal["expected", "sampled"]
     path: Literal["linear", "logarithmic"]
+    samples: int = 1
 
     def budget(self, sparsity: float, steps: int) -> Lagrangian:
         return Lagrangian(self._schedule(sparsity, round(self.rise * steps)), self.measure)
@@ -171,10 +173,11 @@ class Recipe:
             weight_decay=self.weight_decay,
             clip=self.clip,
             warmup=round(self.warmup * steps),
+            samples=self.samples,
         )
 
 
 RECIPES = {
-    "short": Recipe(2.0, 300, 0.1, 1.0, 0.0, None, 0.0, 5 / 6, "expected", "linear"),
+    "short": Recipe(2.0, 300, 0.1, 1.0, 0.0, None, 0.0, 5 / 6, "expected", "linear", samples=4),
     "paper": Recipe(10.0, 3000, 0.8, 0.8, 0.01, 1.0, 200 / 3000, 2500 / 3000, "sampled", "linear"),
 }

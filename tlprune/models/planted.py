@@ -33,6 +33,7 @@ from tlprune.models.planted_weights import (
     to_slot,
 )
 from tlprune.models.planted_wiring import WIRINGS, Wiring
+from tlprune.models.transformer_lens import hooked_transformer
 from tlprune.task import Task
 
 PREFIX = "planted-"
@@ -144,20 +145,14 @@ def _check_name(name: str) -> None:
 
 def _empty_model(name: str) -> Any:
     """The model with memory allocated but no weight set; ``init_weights`` would draw from the global random state."""
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError as error:
-        raise ValueError(
-            f"planted({name!r}) needs HookedTransformer but this TransformerLens has only TransformerBridge (4.0 "
-            "removed it). Install transformer-lens 3.9 to use planted models."
-        ) from error
+    model_class, config_class = hooked_transformer()
     shape = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "d_head": D_HEAD, "d_mlp": D_MLP}
     shape |= {"d_vocab": VOCABULARY, "n_ctx": CONTEXT}
     kind = {"act_fn": "relu", "normalization_type": None, "positional_embedding_type": "standard"}
-    config = HookedTransformerConfig(**shape, **kind, init_weights=False, device="cpu", model_name=PREFIX + name)
+    config = config_class(**shape, **kind, init_weights=False, device="cpu", model_name=PREFIX + name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        return HookedTransformer(config)
+        return model_class(config)
 
 
 @torch.no_grad()

@@ -55,13 +55,13 @@ STORY_TEMPLATES: tuple[str, ...] = (
     "{name} was sad because",
     "One sunny day, {name} was playing in the yard when",
     "{name} ran home as fast as",
-    "In a small house, {name} lived with a cat. One day,",
-    "{name} looked at the sky and",
-    "{name} thought and thought. Then",
+    "{name} was tired, so",
+    "{name} wanted to play with the dog, but",
+    "After lunch, {name} went to bed because",
 )
 STORY_NAMES: dict[str, tuple[str, ...]] = {
-    "he": listed("Max Mark Mike Jack Billy Joe Peter Benny John Danny Bobby"),
-    "she": listed("Mia Sue Sara Lucy Jane Molly Kate Anna Emma Daisy"),
+    "he": listed("Max Mark Jim Jack Billy Joe Peter Benny John Bobby David"),
+    "she": listed("Mia Sue Sara Lucy Jane Molly Ella Anna Emma Susie"),
 }
 
 Group = Mapping[str, Sequence[str]]
