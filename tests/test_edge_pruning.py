@@ -154,8 +154,10 @@ def test_test_examples_are_never_touched(monkeypatch: pytest.MonkeyPatch) -> Non
         task.test.clean  # noqa: B018
     for subject in (task, task.discovery):
         found = EdgePruning(steps=3, validate_every=1).find(fresh("lnpre", torch.float32), subject)
-        assert found.provenance["task"] == {"name": "random", "fingerprint": "known"}
-    assert [field.name for field in dataclasses.fields(Discovery)] == ["name", "streams", "fingerprint"]
+        tokenisation = {"prepend_bos": True, "padding_side": "right", "predicted": "last"}
+        known = {"name": "random", "fingerprint": "known", "tokenisation": tokenisation, "options": {}}
+        assert found.provenance["task"] == known
+    assert [field.name for field in dataclasses.fields(Discovery)] == ["name", "streams", "provenance"]
     assert task.discovery.streams == {"main": (train, validation)}
 
 

@@ -28,7 +28,7 @@ from tlprune.task import Batch, Discovery
 pytestmark = pytest.mark.usefixtures("one_thread")
 STYLE = "lnpre"
 TRAIN, VALIDATION = random_batch(8, seed=1), random_batch(4, seed=2)
-DISCOVERY = Discovery("random", {"main": (TRAIN, VALIDATION)}, "fingerprint")
+DISCOVERY = Discovery("random", {"main": (TRAIN, VALIDATION)}, {"name": "random"})
 
 
 def masked_of(model: Any = None, **options: Any) -> Masked:

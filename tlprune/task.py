@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -110,19 +110,27 @@ class Tokenisation:
     Attributes:
         prepend_bos: whether a beginning-of-sequence token was put first.
         padding_side: the side on which shorter prompts are padded.
+        predicted: what is read: ``"last"``: the token that follows a prompt's last one.
     """
 
     prepend_bos: bool
     padding_side: Literal["left", "right"] = "right"
+    predicted: Literal["last"] = "last"
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """The part of a task that a method may see: training and validation examples, never test."""
+    """The part of a task that a method may see: training and validation examples, never test.
+
+    Attributes:
+        name: the task's.
+        streams: training and validation examples by stream name.
+        provenance: name, fingerprint, tokenisation and options of the task, as plain data.
+    """
 
     name: str
     streams: Mapping[str, tuple[Batch, Batch]]
-    fingerprint: str
+    provenance: Mapping[str, Any]
 
     def train(self, stream: str = MAIN) -> Batch:
         return self._stream(stream)[0]
@@ -169,7 +177,9 @@ class Task:
     @property
     def discovery(self) -> Discovery:
         seen = {name: (stream.train, stream.validation) for name, stream in self.streams.items()}
-        return Discovery(self.name, seen, self.fingerprint)
+        provenance = {"name": self.name, "fingerprint": self.fingerprint}
+        provenance |= {"tokenisation": asdict(self.tokenisation), "options": dict(self.options)}
+        return Discovery(self.name, seen, provenance)
 
     @property
     def test(self) -> Batch:

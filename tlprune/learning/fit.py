@@ -20,6 +20,7 @@ from tlprune.learning.objectives import KL, Objective
 from tlprune.masking.cache import RunCache
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.schedules import linear
 from tlprune.task import Batch, Discovery
 
 
@@ -136,7 +137,9 @@ def steps(
         raise ValueError(
             "Training needs masks but this Masked holds a finished circuit. Use Masked(model, Masks(...))."
         )
-    plan = _Plan(objective or KL(), budget or Lagrangian(0.95), optimiser or Optimiser(), steps)
+    plan = _Plan(
+        objective or KL(), budget or Lagrangian(linear(0, 0.95, steps=steps * 5 // 6)), optimiser or Optimiser(), steps
+    )
     training = _Training(masked, masked.masks, discovery, plan, seed)
     order = _batches(discovery.train(), batch_size, training.generator)
     for number in range(steps):
@@ -235,9 +238,9 @@ class _Training:
         gradient = self.masks.log_alpha.grad
         if not (math.isfinite(value) and gradient is not None and bool(gradient.isfinite().all())):
             raise FloatingPointError(
-                f"Training needs finite numbers but step {number + 1} gave a loss of {value}"
-                " or a gradient that is not finite. The masks are as "
-                "after the last good step; lower the rate, or look for infinities in the model's logits."
+                f"Training needs finite numbers but step {number + 1} gave a loss of {value} or a gradient that is not "
+                "finite. The masks are as after the last good step; lower the rate, or look for infinities in the "
+                "model's logits."
             )
 
     def _clip(self) -> None:

@@ -122,7 +122,7 @@ class EdgePruning:
     def _provenance(self, masked: Masked, discovery: Discovery) -> dict[str, Any]:
         return {
             "method": {"name": "edge-pruning", **dataclasses.asdict(self)},
-            "task": {"name": discovery.name, "fingerprint": discovery.fingerprint},
+            "task": dict(discovery.provenance),
             "model": masked.backend.fingerprint(),
             "ablation": masked.ablation.as_dict(),
             "versions": versions(),
