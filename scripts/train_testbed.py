@@ -90,8 +90,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
             vocab_size=len(tokenizer), n_positions=64, n_embd=128, n_layer=4, n_head=8,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             activation_function="gelu_pytorch_tanh",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
+            pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
         )
     )  # fmt: skip
     model.transformer.wpe.weight.data.copy_(waves(64, 128))
@@ -185,7 +185,7 @@ def targets(
     wanted = torch.zeros(len(pairs), len(tokenizer))
     for row, pair in enumerate(pairs):
         right = tokenizer.convert_tokens_to_ids(list(right_answers(behaviour, pair)))
-        wanted[row, right] = 1 / len(right)
+        wanted[row, right] = 1 / len(right)  # pyright: ignore[reportArgumentType]
     return wanted
 
 
