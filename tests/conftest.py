@@ -6,11 +6,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# Threads wait for each other far longer than the small products of tiny models take.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +25,3 @@ def data_dir() -> Path:
     if os.environ.get("TLPRUNE_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other far longer than the small products of tiny models take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

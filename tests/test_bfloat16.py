@@ -13,7 +13,6 @@ from tlprune.masking.ablation import Resample
 from tlprune.masking.edges import run_edges
 from tlprune.masking.plain import plain_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 styled = pytest.mark.parametrize("style", STYLES)
 
 

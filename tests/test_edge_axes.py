@@ -25,7 +25,6 @@ from tlprune.masking.edges import run_edges
 from tlprune.masking.plain import plain_run
 from tlprune.task import Tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLES, LENGTH = CLEAN.ids.shape
 LEADS = [(EXAMPLES,), (EXAMPLES, 1), (1, LENGTH), (EXAMPLES, LENGTH), (1,), (1, 1)]
 styled = pytest.mark.parametrize("style", STYLES)

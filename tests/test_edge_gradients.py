@@ -11,8 +11,6 @@ from torch import Tensor
 from tlprune.graph import Convention
 from tlprune.masking.edges import run_edges
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def gradient(value: Tensor, mask: Tensor) -> Tensor:
     return torch.autograd.grad(probe(value), mask)[0]

@@ -22,7 +22,6 @@ from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges
 from tlprune.masking.workspace import Pool
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STYLE = "gpt2"
 GRAPH = Graph.of(model_of(STYLE))
 

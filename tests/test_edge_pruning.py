@@ -27,7 +27,6 @@ from tlprune.methods.edge_pruning import RECIPES, EdgePruning
 from tlprune.models.planted import Planted, planted
 from tlprune.task import Batch, Discovery, Stream, Task, Tokenisation
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = [0, 1, 2]
 UNIQUE = ["copy", "induction", "and", "adder"]
 

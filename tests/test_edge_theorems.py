@@ -31,7 +31,6 @@ from tlprune.masking.edges import run_edges
 from tlprune.masking.plain import plain_run
 from tlprune.task import Tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 # The last two prompts are one and three tokens shorter; what stands there instead must not count.
 PADDED = Tokens(OTHERS.ids, torch.tensor([[1] * 6] * 3 + [[1] * 5 + [0], [1] * 3 + [0] * 3]))
 ABLATIONS = {"resample": Resample(), "mean": Mean(PADDED, batch_size=2), "zero": Zero()}

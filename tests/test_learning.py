@@ -25,7 +25,6 @@ from tlprune.masking.sites import edges
 from tlprune.schedules import linear
 from tlprune.task import Batch, Discovery
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STYLE = "lnpre"
 TRAIN, VALIDATION = random_batch(8, seed=1), random_batch(4, seed=2)
 DISCOVERY = Discovery("random", {"main": (TRAIN, VALIDATION)}, {"name": "random"})

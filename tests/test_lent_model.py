@@ -21,7 +21,6 @@ from tlprune.masking.masks import Masks
 from tlprune.masking.plain import plain_run
 from tlprune.masking.sites import edges
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -15,8 +15,6 @@ from torch.nn.utils import parametrize
 from tlprune.masking.ablation import Resample
 from tlprune.masking.plain import plain_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def by_version(model: Any) -> None:
     with torch.no_grad():

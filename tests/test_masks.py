@@ -17,7 +17,6 @@ from tlprune.masking.masks import Masks, edges_at
 from tlprune.masking.sites import edges
 from tlprune.task import Tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STYLE = "lnpre"
 
 

@@ -30,7 +30,7 @@ class HardConcrete:
     Example:
         >>> gate = HardConcrete()
         >>> log_alpha = torch.tensor([-8.0, 0.0, 8.0])
-        >>> gate.expected_kept(log_alpha).round(decimals=3).tolist()
+        >>> [round(p, 3) for p in gate.expected_kept(log_alpha).tolist()]
         [0.002, 0.832, 1.0]
         >>> gate.sample(log_alpha, torch.Generator().manual_seed(0))[[0, 2]].tolist()
         [0.0, 1.0]

@@ -34,7 +34,7 @@ def logarithmic(start: float, end: float, *, steps: int) -> Schedule:
     if start >= 1 or end >= 1:
         raise ValueError(f"A logarithmic schedule needs values below 1 but got {start} and {end}. Use linear.")
     first, last = math.log1p(-start), math.log1p(-end)
-    return lambda step: -math.expm1(first + (last - first) * _progress(step, steps))
+    return lambda step: 0.0 - math.expm1(first + (last - first) * _progress(step, steps))
 
 
 def join(first: Schedule, second: Schedule, *, at: int) -> Schedule:

@@ -38,8 +38,10 @@ class KL:
     ``p`` is the full model and ``q`` the masked one, over the whole vocabulary.
 
     Example:
+        >>> import tlprune as tp
+        >>> batch = tp.planted("copy").task.test.rows(torch.tensor([0]))
         >>> reference = torch.tensor([[[0.5, 0.5]]]).log()
-        >>> round(float(KL()(torch.tensor([[[0.9, 0.1]]]).log(), None, reference)), 4)
+        >>> round(float(KL()(torch.tensor([[[0.9, 0.1]]]).log(), batch, reference)), 4)
         0.5108
     """
 
