@@ -97,7 +97,7 @@ class Circuit:
 
     @property
     def n_effective(self) -> int:
-        return int(self.graph.effective(self.kept).sum())
+        return len(self.effective)
 
     @property
     def complement(self) -> Circuit:

@@ -105,10 +105,11 @@ def evaluate(
     """
     masked = Masked(model, circuit, ablation or Resample())
     check_model(masked, circuit)
-    cache = RunCache(masked.backend, masked.ablation, batch_in_order(batch))
+    examples = batch_in_order(batch)
+    cache = RunCache(masked.backend, masked.ablation, examples)
     rows = []
     for name, kept in _subjects(circuit, seed):
-        performance = measure(masked, kept.kept, batch_in_order(batch), cache=cache)
+        performance = measure(masked, kept.kept, examples, cache=cache)
         rows.append(Row(name, len(kept), kept.n_effective, performance))
     graph = circuit.graph
     return Evaluation(tuple(rows), graph.n_edges, str(graph.convention), masked.ablation.as_dict()["name"])

@@ -41,7 +41,7 @@ class RunCache:
             if self._shared is None:
                 self._shared = self.ablation.replaced(self.backend, batch.clean, batch.corrupt)
             return self._shared
-        if not self._fits(batch):
+        if not self._fits:
             return self.ablation.replaced(self.backend, batch.clean, batch.corrupt)
         missing = self._replaced.missing(batch.index)
         if len(missing):
@@ -61,7 +61,8 @@ class RunCache:
             self._reference.store(part.index, [reference_log_probabilities(self.backend, part)])
         return self._reference.load(batch.index)[0]
 
-    def _fits(self, batch: Batch) -> bool:
+    @property
+    def _fits(self) -> bool:
         shape, tokens = self.backend.architecture, self.split.clean.ids.numel()
         per_token = 2 + shape.n_layers * (3 + int(shape.has_mlp)) + 1
         return tokens * per_token * self.backend.d_model * self.backend.dtype.itemsize <= self.most_bytes
