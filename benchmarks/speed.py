@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ import tyro
 import tlprune as tp
 from tlprune.learning.objectives import divergence
 from tlprune.masking.cache import reference_log_probabilities
-from tlprune.models.transformer_lens import hooked_transformer
+from tlprune.models.transformer_lens import build
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 BATCH, TOKENS, EXAMPLES, STEPS, THREADS = 8, 20, 200, 300, 2
@@ -74,8 +73,7 @@ def main() -> None:
 
 def gpt2_small() -> Any:
     """A model of GPT-2 small's shape with random weights, frozen."""
-    model_class, config_class = hooked_transformer()
-    config = config_class(
+    return build(
         n_layers=12,
         d_model=768,
         n_heads=12,
@@ -87,10 +85,7 @@ def gpt2_small() -> Any:
         normalization_type="LN",
         seed=0,
         device="cpu",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return model_class(config).requires_grad_(False)
+    ).requires_grad_(False)
 
 
 def examples(count: int, *, seed: int = 0) -> Batch:

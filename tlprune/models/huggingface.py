@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tlprune.models.transformer_lens import hooked_transformer
+from tlprune.models.transformer_lens import build
 
 SUPPORTED = ("GPT2LMHeadModel", "LlamaForCausalLM")
 
@@ -35,12 +35,9 @@ def from_directory(directory: str | Path, *, device: str | None = None, dtype: t
             hf_model = getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
-    model_class, config_class = hooked_transformer()
     settings = {"GPT2LMHeadModel": _gpt2_settings, "LlamaForCausalLM": _llama_settings}[architecture](hf_model.config)
-    config = config_class(
-        **settings, model_name=path.resolve().name, original_architecture=architecture, dtype=dtype, device=device
-    )
-    model = model_class(config, tokenizer=None)
+    name = path.resolve().name
+    model = build(**settings, model_name=name, original_architecture=architecture, dtype=dtype, device=device)
     _load(model, hf_model, architecture)
     tokenizer = _tokenizer(path)
     if tokenizer is not None:

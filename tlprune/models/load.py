@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from tlprune.models.huggingface import from_directory
 from tlprune.models.planted import planted
-from tlprune.models.transformer_lens import hooked_transformer
+from tlprune.models.transformer_lens import hooked_transformer, quiet_construction
 
 TESTBED = Path(__file__).parent / "testbed"
 
@@ -36,9 +35,7 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     if not isinstance(model, (str, Path)):
         return model
     hooked_transformer()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        return _load(str(model), device, dtype)
+    return _load(str(model), device, dtype)
 
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
@@ -63,7 +60,8 @@ def _by_name(name: str, device: str | None, dtype: torch.dtype) -> Any:
             "Try testbed, planted, gpt2, or the path of a Hugging Face directory."
         ) from None
     try:
-        return hooked_transformer()[0].from_pretrained_no_processing(name, device=device, dtype=dtype)
+        with quiet_construction():
+            return hooked_transformer()[0].from_pretrained_no_processing(name, device=device, dtype=dtype)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

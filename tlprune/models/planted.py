@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ from tlprune.models.planted_weights import (
     to_slot,
 )
 from tlprune.models.planted_wiring import WIRINGS, Wiring
-from tlprune.models.transformer_lens import hooked_transformer
+from tlprune.models.transformer_lens import build
 from tlprune.task import Task
 
 PREFIX = "planted-"
@@ -145,14 +144,10 @@ def _check_name(name: str) -> None:
 
 def _empty_model(name: str) -> Any:
     """The model with memory allocated but no weight set; ``init_weights`` would draw from the global random state."""
-    model_class, config_class = hooked_transformer()
     shape = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "d_head": D_HEAD, "d_mlp": D_MLP}
     shape |= {"d_vocab": VOCABULARY, "n_ctx": CONTEXT}
     kind = {"act_fn": "relu", "normalization_type": None, "positional_embedding_type": "standard"}
-    config = config_class(**shape, **kind, init_weights=False, device="cpu", model_name=PREFIX + name)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        return model_class(config)
+    return build(**shape, **kind, init_weights=False, device="cpu", model_name=PREFIX + name)
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -21,3 +24,18 @@ def hooked_transformer() -> tuple[Any, Any]:
             "Install transformer-lens 3.9: pip install 'transformer-lens>=3.9,<4'."
         ) from None
     return HookedTransformer, HookedTransformerConfig
+
+
+def build(**settings: Any) -> Any:
+    """A HookedTransformer with these settings, without TransformerLens' notice of its successor."""
+    model_class, config_class = hooked_transformer()
+    with quiet_construction():
+        return model_class(config_class(**settings))
+
+
+@contextmanager
+def quiet_construction() -> Iterator[None]:
+    """Leave out the notice that TransformerLens 3.9 gives at every construction."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        yield
