@@ -14,6 +14,7 @@ from tlprune.drawing.drawn import Drawing, draw
 from tlprune.drawing.layout import Layout
 from tlprune.drawing.scene import BUNDLED, Scene
 from tlprune.graph import Architecture, Convention, Graph
+from tlprune.sites import Sites
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 PLAIN = Architecture(4, 8, 8, position_embedding=True)
@@ -34,7 +35,7 @@ GRAPHS = {
 def sample(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
     kept[torch.randperm(graph.n_edges, generator=torch.Generator().manual_seed(seed))[:count]] = True
-    return Circuit(graph, kept)
+    return Circuit(Sites((graph,)), kept)
 
 
 def tree(drawing: Drawing) -> ElementTree.Element:
@@ -137,7 +138,7 @@ def _points(path: str) -> list[tuple[float, float]]:
 
 def test_a_large_circuit_has_one_curve_for_each_pair_of_nodes():
     graph = Graph(GPT2)
-    drawing = draw(Circuit(graph, torch.ones(graph.n_edges, dtype=torch.bool)))
+    drawing = draw(Circuit(Sites((graph,)), torch.ones(graph.n_edges, dtype=torch.bool)))
     names = drawn(drawing)
     pairs = {tuple(edge.partition("<")[0].split("->")) for edge in graph.edges()}
     assert len(names) == len(pairs) and {tuple(name.partition("<")[0].split("->")) for name in names} == pairs
@@ -150,7 +151,7 @@ def test_a_bundle_that_is_not_effective_is_told_apart():
     kept = torch.ones(graph.n_edges, dtype=torch.bool)
     kept[[graph.index(edge) for edge in graph.edges() if edge.endswith(("a11.h0<q>", "a11.h0<v>"))]] = False
     kept[[graph.index("a11.h0->m11"), graph.index("a11.h0->logits")]] = False
-    circuit = Circuit(graph, kept)
+    circuit = Circuit(Sites((graph,)), kept)
     assert "a0.h0->a11.h0<k>" in drawn(draw(circuit), effective=False)
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations
 from tlprune.graph import Convention, Graph
-from tlprune.masking.ablation import Mean, Resample, Zero
+from tlprune.masking.ablation import Resample, Zero
 from tlprune.masking.edges import run_edges
+from tlprune.masking.means import Mean
 from tlprune.masking.plain import plain_run
 from tlprune.task import Tokens
 

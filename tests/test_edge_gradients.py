@@ -42,7 +42,7 @@ def test_gradients_are_finite_differences(style: str, ablation: str) -> None:
         shift = torch.zeros(graph.n_edges, dtype=torch.float64).index_fill_(0, torch.tensor(edge), step)
         ends = [probe(run(style, Convention(), (mask + sign * shift).detach(), ablation)) for sign in (1, -1)]
         expected = (ends[0] - ends[1]) / (2 * step)
-        assert abs(float(found[edge] - expected.detach())) <= 1e-8 + 1e-6 * abs(float(expected)), graph.edge(edge)
+        assert abs(float(found[edge] - expected.detach())) <= 1e-8 + 1e-6 * abs(float(expected)), graph.name(edge)
 
 
 def hard_gates(style: str, ablation: str) -> Tensor:

@@ -18,9 +18,10 @@ from tlprune.evaluation import evaluate
 from tlprune.graph import Convention, Graph
 from tlprune.learning.fit import Optimiser, fit
 from tlprune.learning.objectives import KL
-from tlprune.masking.ablation import Mean, Resample, Zero
+from tlprune.masking.ablation import Resample, Zero
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.masking.means import Mean
 from tlprune.masking.plain import plain_run
 from tlprune.masking.sites import edges
 from tlprune.methods.edge_pruning import RECIPES, EdgePruning
@@ -97,7 +98,7 @@ def test_either_branch_of_an_or_gate_suffices_so_no_loss_tells_them_apart(seed: 
     assert (first.kept | second.kept).equal(one.circuit.kept)
     for branch in (first, second):
         assert kl_of(one, branch) <= 1e-5
-        wrong = Circuit(branch.graph, branch.kept | one.circuit.complement.kept)
+        wrong = branch.like(branch.kept | one.circuit.complement.kept)
         assert kl_of(one, wrong) <= 1e-5
 
 
@@ -196,7 +197,7 @@ def test_kept_embeddings_are_in_every_circuit_and_in_no_count() -> None:
     model, task = fresh("gpt2", torch.float32), task_of(*(random_batch(4, seed=seed) for seed in (1, 2, 3)))
     found = EdgePruning(edges=9, steps=2, keep_embeddings=True).find(model, task)
     assert (len(found), found.graph.convention.embeddings) == (9, "kept")
-    empty = Circuit(found.graph, torch.zeros_like(found.kept))
+    empty = found.like(torch.zeros_like(found.kept))
     logits = Masked(model, empty)(task.test)
     replaced = Resample().replaced(Masked(model, empty).backend, task.test.clean, task.test.corrupt)
     expected = plain_run(model, found.graph, task.test.clean, empty.kept.float(), replaced)[:, -1:]

@@ -62,9 +62,9 @@ def test_names_round_trip(graph: Graph) -> None:
     names = graph.edges()
     assert [graph.index(name) for name in names] == list(range(graph.n_edges))
     assert len(set(names)) == len(names) == graph.n_edges
-    assert names == [graph.edge(index) for index in range(graph.n_edges)]
+    assert names == [graph.name(index) for index in range(graph.n_edges)]
     with pytest.raises(ValueError, match="must be below"):
-        graph.edge(graph.n_edges)
+        graph.name(graph.n_edges)
 
 
 @each_graph
@@ -73,7 +73,7 @@ def test_blocks_hold_the_edges_of_their_readers(graph: Graph) -> None:
     for readers in graph.readers:
         for row, name in enumerate(readers.names):
             expected = [f"{writer}->{name}" for writer in graph.writers[: readers.width]]
-            assert [graph.edge(int(index)) for index in readers.block(numbers)[row]] == expected
+            assert [graph.name(int(index)) for index in readers.block(numbers)[row]] == expected
     stacked = torch.stack([numbers, -numbers])
     assert torch.equal(graph.readers[-1].block(stacked)[1], -graph.readers[-1].block(numbers))
 
@@ -164,7 +164,7 @@ def on_paths(graph: Graph, kept: Tensor) -> Tensor:
 
 def named(graph: Graph, kept: Tensor) -> Iterator[tuple[int, str, str]]:
     for edge in kept.nonzero().flatten().tolist():
-        writer, _, reader = graph.edge(edge).partition("->")
+        writer, _, reader = graph.name(edge).partition("->")
         yield edge, writer, reader
 
 

@@ -15,9 +15,12 @@ import tlprune
 PACKAGE = Path(tlprune.__file__).parent
 LAYERS = {
     "graph": 0, "circuit": 0, "task": 0, "gates": 0, "schedules": 0, "random_circuits": 0, "versions": 0,
+    "sites": 0, "effective": 0, "files": 0, "scores": 0,
     "backends": 1, "masking": 2, "learning": 3, "tasks": 4, "models": 4, "methods": 5,
     "evaluation": 6, "draw": 6, "drawing": 6, "cli": 7, "__main__": 7,
 }  # fmt: skip
+# A circuit can be called: Circuit.on reaches up to what runs it.
+DOORS = {"circuit": {"masking"}}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
 each_module = pytest.mark.parametrize("path", MODULES, ids=NAMES)
@@ -53,7 +56,7 @@ def whole_imports(path: Path) -> bool:
 @each_module
 def test_every_module_has_a_layer_and_imports_none_above_it(path: Path) -> None:
     own = part_of(path)
-    for other in imported(path) - {"__version__"}:
+    for other in imported(path) - {"__version__"} - DOORS.get(own, set()):
         assert LAYERS[other] <= LAYERS[own], f"{own} imports {other}"
     assert not whole_imports(path)
 
@@ -61,7 +64,7 @@ def test_every_module_has_a_layer_and_imports_none_above_it(path: Path) -> None:
 @each_module
 def test_drawing_and_the_pure_layer_import_only_the_pure_layer(path: Path) -> None:
     if part_of(path) in ("draw", "drawing") or LAYERS[part_of(path)] == 0:
-        others = imported(path) - {"draw", "drawing", "__version__"}
+        others = imported(path) - {"draw", "drawing", "__version__"} - DOORS.get(part_of(path), set())
         assert all(LAYERS[other] == 0 for other in others), others
 
 

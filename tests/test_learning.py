@@ -16,10 +16,11 @@ from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.fit import Optimiser, Step, fit, steps
 from tlprune.learning.metrics import measure
 from tlprune.learning.objectives import KL, divergence
-from tlprune.masking.ablation import Mean, Resample
+from tlprune.masking.ablation import Resample
 from tlprune.masking.cache import RunCache
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.masking.means import Mean
 from tlprune.masking.plain import plain_run
 from tlprune.masking.sites import edges
 from tlprune.schedules import linear

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tlprune.backends.activations import Activations
 from tlprune.backends.hooked_transformer import HookedTransformerBackend
 from tlprune.graph import Graph
-from tlprune.masking.ablation import Mean, Resample, Zero
+from tlprune.masking.ablation import Resample, Zero
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.masking.means import Mean
 from tlprune.masking.plain import plain_run
 from tlprune.masking.sites import edges
 

@@ -13,7 +13,7 @@ from tlprune.gates import HardConcrete
 from tlprune.graph import Graph
 from tlprune.masking.ablation import Zero
 from tlprune.masking.masked import Masked
-from tlprune.masking.masks import Masks, edges_at
+from tlprune.masking.masks import Masks, kept_at
 from tlprune.masking.sites import edges
 from tlprune.task import Tokens
 
@@ -52,7 +52,7 @@ def test_a_model_that_runs_differently_when_masked_is_refused() -> None:
 
     model.forward = wavering
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="With every edge kept the masked model must equal the model"):
+        with pytest.raises(RuntimeError, match="With everything kept the masked model must equal the model"):
             masked_of(model)(CLEAN, CORRUPT)
     model.forward = plain
     assert masked_of(model)(CLEAN, CORRUPT).shape == (3, 6, 29)
@@ -83,7 +83,7 @@ def test_a_circuit_of_masks_has_the_size_asked_for() -> None:
     total, ranked = len(masks.log_alpha), masks.log_alpha.detach().argsort(descending=True)
     for count, circuit in [
         (7, masks.circuit(edges=7)),
-        (edges_at(0.9, masks.graph), masks.circuit(sparsity=0.9)),
+        (kept_at(0.9, masks.graph.n_edges), masks.circuit(sparsity=0.9)),
         (round(masks.density * total), masks.circuit()),
         (int((masks.log_alpha > 0).sum()), masks.circuit(threshold=0.5)),
     ]:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from tlprune import schedules as schedules
     from tlprune import tasks as tasks
     from tlprune.circuit import Circuit as Circuit
-    from tlprune.circuit import Scores as Scores
     from tlprune.drawing import draw as draw
     from tlprune.evaluation import Evaluation as Evaluation
     from tlprune.evaluation import evaluate as evaluate
@@ -24,16 +23,27 @@ if TYPE_CHECKING:
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
-    from tlprune.masking.ablation import Mean as Mean
+    from tlprune.masking.ablation import GaussianNoise as GaussianNoise
     from tlprune.masking.ablation import Resample as Resample
     from tlprune.masking.ablation import Zero as Zero
+    from tlprune.masking.constants import Constant as Constant
     from tlprune.masking.masked import Masked as Masked
     from tlprune.masking.masks import Masks as Masks
+    from tlprune.masking.means import Mean as Mean
+    from tlprune.masking.means import MeasuredMean as MeasuredMean
     from tlprune.masking.sites import edges as edges
+    from tlprune.masking.sites import heads as heads
+    from tlprune.masking.sites import layers as layers
+    from tlprune.masking.sites import mlps as mlps
+    from tlprune.masking.sites import neurons as neurons
+    from tlprune.masking.sites import nodes as nodes
+    from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
+    from tlprune.scores import Scores as Scores
+    from tlprune.sites import Sites as Sites
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -45,7 +55,6 @@ _HOMES = {
     "schedules": "schedules",
     "tasks": "tasks",
     "Circuit": "circuit",
-    "Scores": "circuit",
     "draw": "drawing",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
@@ -60,16 +69,27 @@ _HOMES = {
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
-    "Mean": "masking.ablation",
+    "GaussianNoise": "masking.ablation",
     "Resample": "masking.ablation",
     "Zero": "masking.ablation",
+    "Constant": "masking.constants",
     "Masked": "masking.masked",
     "Masks": "masking.masks",
+    "Mean": "masking.means",
+    "MeasuredMean": "masking.means",
     "edges": "masking.sites",
+    "heads": "masking.sites",
+    "layers": "masking.sites",
+    "mlps": "masking.sites",
+    "neurons": "masking.sites",
+    "nodes": "masking.sites",
+    "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
     "load": "models.load",
     "planted": "models.planted",
     "connected_random": "random_circuits",
+    "Scores": "scores",
+    "Sites": "sites",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",

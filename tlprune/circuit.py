@@ -1,10 +1,8 @@
-"""A circuit: the edges that a method kept, with everything needed to read, check and reuse it."""
+"""A circuit: the sites that a method kept, with everything needed to read, check and reuse it."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,46 +10,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
+from tlprune.effective import effective_sites
+from tlprune.files import check_format, read_json, read_tensors, write_tensors, write_whole
 from tlprune.graph import Graph
+from tlprune.sites import Nodes, Sites
 
-FORMAT = "tlprune-circuit"
-VERSION = 1
+FORMAT, VERSION = "circuit", 2
+MOST_NAMES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A set of edges of one graph.
+    """A set of sites of one model: edges, heads, MLPs, layers, neurons or weights.
+
+    ``&``, ``|`` and ``-`` give the sites in both, in either, and in the first alone.
 
     Attributes:
-        graph: the graph that the edges belong to.
-        kept: which of its edges are in the circuit, ``(edge,)``.
+        sites: the places that could be kept.
+        kept: which of them are in the circuit, ``(site,)``.
         provenance: method and its fields, task and model fingerprints, ablation, seed, versions; plain data.
 
     Example:
         >>> from tlprune.graph import Architecture
         >>> graph = Graph(Architecture(n_layers=1, n_heads=2, n_kv_heads=2))
         >>> circuit = Circuit.from_edges(graph, ["input->a0.h1<v>", "a0.h1->logits", "input->m0"])
-        >>> len(circuit), circuit.n_effective, "a0.h1->logits" in circuit
-        (3, 2, True)
+        >>> len(circuit), circuit.n_effective, "a0.h1->logits" in circuit, circuit.heads
+        (3, 2, True, ['a0.h1'])
+        >>> (circuit - Circuit.from_edges(graph, ["input->m0"])).edges
+        ['input->a0.h1<v>', 'a0.h1->logits']
     """
 
-    graph: Graph
-    kept: Bool[Tensor, "edge"]
+    sites: Sites
+    kept: Bool[Tensor, "site"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kept.shape != (self.graph.n_edges,):
+        if self.kept.shape != (len(self.sites),):
             raise ValueError(
-                f"A circuit of this graph needs a mask of {self.graph.n_edges:,} edges but got shape "
-                f"{tuple(self.kept.shape)}. Build it from the same graph."
+                f"A circuit of {self.sites} needs one value for each of {len(self.sites):,} sites but got shape "
+                f"{tuple(self.kept.shape)}. Build both from the same model."
             )
+
+    # ---- making one
 
     @staticmethod
     def from_edges(model: Any, edges: Iterable[str], *, provenance: Mapping[str, Any] | None = None) -> Circuit:
-        """A circuit stated by hand.
+        """A circuit of edges stated by hand.
 
         Args:
             model: a TransformerLens model, or a :class:`~tlprune.graph.Graph` for another convention.
@@ -62,68 +69,201 @@ class Circuit:
             ValueError: a name is malformed or not an edge of the graph.
         """
         graph = model if isinstance(model, Graph) else Graph.of(model)
-        kept = torch.zeros(graph.n_edges, dtype=torch.bool)
-        for edge in edges:
-            kept[graph.index(edge)] = True
-        return Circuit(graph, kept, provenance or {})
+        return Circuit.from_names(Sites((graph,)), edges, provenance=provenance)
+
+    @staticmethod
+    def from_nodes(model: Any, nodes: Iterable[str], *, provenance: Mapping[str, Any] | None = None) -> Circuit:
+        """A circuit of writers stated by hand: heads, MLPs and embeddings.
+
+        Args:
+            model: a TransformerLens model, or a :class:`~tlprune.graph.Graph` for another convention.
+            nodes: node names such as ``"a9.h9"``, ``"m0"`` and ``"input"``.
+            provenance: where they come from.
+
+        Example:
+            >>> from tlprune.graph import Architecture
+            >>> Circuit.from_nodes(Graph(Architecture(2, 2, 2)), ["input", "a1.h0"])
+            Circuit(2 of 7 nodes)
+        """
+        graph = model if isinstance(model, Graph) else Graph.of(model)
+        return Circuit.from_names(Sites((Nodes("nodes", graph.writers),)), nodes, provenance=provenance)
+
+    @staticmethod
+    def from_names(sites: Sites, names: Iterable[str], *, provenance: Mapping[str, Any] | None = None) -> Circuit:
+        """The named ones of any sites."""
+        kept = torch.zeros(len(sites), dtype=torch.bool)
+        for name in names:
+            kept[sites.index(name)] = True
+        return Circuit(sites, kept, provenance or {})
+
+    def like(self, kept: Bool[Tensor, "site"], provenance: Mapping[str, Any] | None = None) -> Circuit:
+        """Another circuit of the same sites."""
+        return Circuit(self.sites, kept, provenance or {})
+
+    # ---- reading it
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of its edges.
+
+        Raises:
+            ValueError: the circuit is not one of edges.
+        """
+        return self.sites.graph
 
     def __len__(self) -> int:
         return int(self.kept.sum())
 
-    def __contains__(self, edge: str) -> bool:
-        return bool(self.kept[self.graph.index(edge)])
+    def __contains__(self, name: str) -> bool:
+        return bool(self.kept[self.sites.index(name)])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.kept, other.kept)
+        return isinstance(other, Circuit) and self.sites == other.sites and torch.equal(self.kept, other.kept)
 
     def __hash__(self) -> int:
-        return hash((self.graph, self.kept.numpy().tobytes()))
+        return hash((self.sites, self.kept.numpy().tobytes()))
 
     def __repr__(self) -> str:
-        return (
-            f"Circuit({edges_text(len(self), self.graph.n_edges)}, {self.n_effective:,} effective; "
-            f"{self.graph.convention})"
-        )
+        counts = " + ".join(f"{self.count(kind):,} of {part.stop - part.start:,} {kind}" for kind, part in self._parts)
+        if "edges" not in self.sites.kinds:
+            return f"Circuit({counts})"
+        return f"Circuit({counts}, {self.n_effective:,} effective; {self.graph.convention})"
+
+    @property
+    def _parts(self) -> list[tuple[str, slice]]:
+        return list(self.sites.parts.items())
+
+    def count(self, kind: str) -> int:
+        """How many sites of one kind are kept."""
+        return int(self.kept[self.sites.part(kind)].sum())
+
+    def names_of(self, kind: str) -> list[str]:
+        """Names of the kept sites of one kind, in the order of the model."""
+        group, part = self.sites.group(kind), self.kept[self.sites.part(kind)]
+        return [group.name(index) for index in part.nonzero().flatten().tolist()]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of all kept sites, kind after kind."""
+        return [name for kind in self.sites.kinds for name in self.names_of(kind)]
 
     @cached_property
     def edges(self) -> list[str]:
-        """Names of its edges in graph order."""
-        return self.graph.edges(self.kept)
+        """Names of its edges in graph order; empty for a circuit without edges."""
+        return self.names_of("edges") if "edges" in self.sites.kinds else []
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """Writers in the circuit: those with a kept outgoing edge, or kept themselves, without duplicates."""
+        written = [edge.partition("->")[0] for edge in self.edges]
+        own = [name for kind in ("nodes", "heads", "mlps") if kind in self.sites.kinds for name in self.names_of(kind)]
+        return list(dict.fromkeys(name.partition("@")[0] for name in written + own))
+
+    @property
+    def heads(self) -> list[str]:
+        """Attention heads among :attr:`nodes`, such as ``"a9.h6"``, layer by layer."""
+        found = [name for name in self.nodes if ".h" in name]
+        return sorted(found, key=lambda name: tuple(int(part) for part in name[1:].split(".h")))
 
     @cached_property
     def effective(self) -> Circuit:
-        """The edges on some path from an embedding to the logits."""
-        return Circuit(self.graph, self.graph.effective(self.kept), self.provenance)
+        """The sites that can matter: edges on some path from an embedding to the logits, through kept nodes only."""
+        return Circuit(self.sites, effective_sites(self.sites, self.kept), self.provenance)
 
     @property
     def n_effective(self) -> int:
         return len(self.effective)
 
+    # ---- algebra
+
     @property
     def complement(self) -> Circuit:
-        """The edges that are not in this circuit."""
-        return Circuit(self.graph, ~self.kept)
+        """The sites that are not in this circuit."""
+        return self.like(~self.kept, self._of("complement"))
+
+    def __and__(self, other: Circuit) -> Circuit:
+        self._check_same(other)
+        return self.like(self.kept & other.kept, self._of("intersection", other))
+
+    def __or__(self, other: Circuit) -> Circuit:
+        self._check_same(other)
+        return self.like(self.kept | other.kept, self._of("union", other))
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        self._check_same(other)
+        return self.like(self.kept & ~other.kept, self._of("difference", other))
 
     def iou(self, other: Circuit) -> float:
-        """Intersection over union with another circuit of the same graph; 1 for two empty circuits.
+        """Intersection over union with another circuit of the same sites; 1 for two empty circuits.
 
         Raises:
-            ValueError: the graphs differ in architecture or convention.
+            ValueError: the sites differ, in architecture, convention or selection, or the models do.
         """
-        if self.graph != other.graph:
-            raise ValueError(
-                f"Circuits need one graph to be compared but have {self.graph} and {other.graph}. "
-                "Find both with the same model and convention."
-            )
+        self._check_same(other)
         union = int((self.kept | other.kept).sum())
         return int((self.kept & other.kept).sum()) / union if union else 1.0
 
+    def _of(self, operation: str, *others: Circuit) -> dict[str, Any]:
+        """Provenance of a circuit made of this one, which still names the model and the ablation that all share."""
+        origins = [self.provenance, *(other.provenance for other in others)]
+        shared = {
+            key: self.provenance[key]
+            for key in ("model", "ablation")
+            if all(origin.get(key) == self.provenance.get(key) is not None for origin in origins)
+        }
+        return {**shared, "operation": operation, "of": [dict(origin) for origin in origins]}
+
+    def _check_same(self, other: Circuit) -> None:
+        own, its = (circuit.provenance.get("model", {}).get("weights") for circuit in (self, other))
+        if self.sites != other.sites:
+            raise ValueError(
+                f"Circuits need the same sites to be compared but have {_text(self.sites)} and {_text(other.sites)}. "
+                "Find both with the same model, selection and convention."
+            )
+        if own and its and own != its:
+            raise ValueError(
+                f"Circuits need one model to be compared but were found on weights {own} and {its}. Find both with "
+                "the same model, or compare circuit.kept yourself."
+            )
+
+    # ---- using and keeping it
+
+    def on(self, model: Any, *, ablation: Any = None) -> Any:
+        """The circuit as a callable: ``circuit.on(model)(clean, corrupt)`` gives its logits.
+
+        Args:
+            model: the model that it is of.
+            ablation: what replaces all else; by default what the circuit was found under, where its provenance tells
+                that in full, and :class:`~tlprune.Resample` for a circuit stated by hand.
+
+        Returns:
+            A :class:`~tlprune.Masked`.
+
+        Raises:
+            ValueError: the circuit was found on another model, or under an ablation that needs its reference data.
+        """
+        from tlprune.masking.masked import masked_circuit
+
+        return masked_circuit(model, self, ablation)
+
     def save(self, path: str | Path) -> None:
-        """Write the circuit as JSON; an existing file is replaced only once the new one is whole."""
-        data = {"format": FORMAT, "version": VERSION, **self.graph.as_dict()}
-        data |= {"n_edges": len(self), "n_effective": self.n_effective, "total": self.graph.n_edges}
-        data |= {"edges": self.edges, "provenance": dict(self.provenance)}
-        write_whole(Path(path), json.dumps(data, indent=1) + "\n")
+        """Write the circuit; an existing file is replaced only once the new one is whole.
+
+        ``.json`` lists the names of the kept sites, to be read by people; ``.safetensors`` packs eight sites into a
+        byte, for masks over weights.
+        """
+        path = Path(path)
+        data = {"format": f"tlprune-{FORMAT}", "version": VERSION, "sites": self.sites.as_dict()}
+        data |= {"n_kept": len(self), "n_effective": self.n_effective, "total": len(self.sites)}
+        data |= {"provenance": dict(self.provenance)}
+        if path.suffix == ".safetensors":
+            return write_tensors(path, {"kept": _packed(self.kept)}, data)
+        if len(self) > MOST_NAMES:
+            raise ValueError(
+                f"A JSON circuit lists names and {len(self):,} are too many. Save it as {path.stem}.safetensors."
+            )
+        kept = {kind: self.names_of(kind) for kind in self.sites.kinds}
+        return write_whole(path, json.dumps({**data, "kept": kept}, indent=1) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Circuit:
@@ -132,80 +272,52 @@ class Circuit:
         Raises:
             ValueError: the file is missing, not a circuit, of another version, or its counts do not agree.
         """
-        data = _read(Path(path))
+        path, tensors = Path(path), {}
+        if path.suffix == ".safetensors":
+            tensors, data = read_tensors(path, FORMAT)
+        else:
+            data = read_json(path, FORMAT)
+        check_format(data, path, FORMAT, VERSION)
         try:
-            circuit = Circuit.from_edges(Graph.from_dict(data), data["edges"], provenance=data["provenance"])
-        except (KeyError, TypeError, ValueError) as error:
+            circuit = _from_data(data, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a whole circuit ({error}). Save it again with circuit.save().") from error
-        if len(circuit) != data.get("n_edges") or circuit.graph.n_edges != data.get("total"):
+        if len(circuit) != data.get("n_kept") or len(circuit.sites) != data.get("total"):
             raise ValueError(
-                f"{path} promises {data.get('n_edges')} of {data.get('total')} edges but holds {len(circuit)} of "
-                f"{circuit.graph.n_edges}. The file was cut or edited: save it again."
+                f"{path} promises {data.get('n_kept')} of {data.get('total')} sites but holds {len(circuit)} of "
+                f"{len(circuit.sites)}. The file was cut or edited: save it again."
             )
         return circuit
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(
-            f"Cannot read the circuit {path}: {error.strerror}. Give the path of a circuit.json."
-        ) from None
-    except ValueError:
-        raise ValueError(f"{path} is not a circuit: it is not JSON. Give a file that circuit.save() wrote.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ValueError(f"{path} is JSON but not a tlprune circuit. Give a file that circuit.save() wrote.")
-    if data.get("version") != VERSION:
-        raise ValueError(f"{path} has format version {data.get('version')} but this reads {VERSION}. Save it again.")
-    return data
+def _from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Circuit:
+    sites = Sites.from_dict(data["sites"])
+    if tensors:
+        return Circuit(sites, _unpacked(tensors["kept"], len(sites)), data["provenance"])
+    kept = torch.zeros(len(sites), dtype=torch.bool)
+    for kind, names in data["kept"].items():
+        group, start = sites.group(kind), sites.part(kind).start
+        for name in names:
+            kept[start + group.index(name)] = True
+    return Circuit(sites, kept, data["provenance"])
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _packed(kept: Bool[Tensor, "site"]) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.packbits(kept.cpu().numpy()))
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """A number for every edge of a graph; higher means the edge helps more.
+def _unpacked(packed: Tensor, count: int) -> Bool[Tensor, "site"]:
+    import numpy as np
 
-    Attributes:
-        graph: the graph that the edges belong to.
-        values: one score per edge, ``(edge,)``.
-        provenance: how the scores were made; plain data.
-    """
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).bool()
 
-    graph: Graph
-    values: Float[Tensor, "edge"]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def top(self, count: int) -> Circuit:
-        """The ``count`` edges of the highest score; ties go to the edge that comes first in the graph."""
-        check_edge_count(count, self.graph)
-        order = torch.argsort(self.values.detach().cpu(), descending=True, stable=True)
-        kept = torch.zeros(self.graph.n_edges, dtype=torch.bool)
-        kept[order[:count]] = True
-        return Circuit(self.graph, kept, self.provenance)
+def _text(sites: Sites) -> str:
+    return " + ".join(str(group) if group.kind == "edges" else f"{len(group):,} {group.kind}" for group in sites.groups)
 
 
 def edges_text(kept: int, total: int) -> str:
     """How counts are written everywhere: ``170 of 1,701 edges``."""
     return f"{kept:,} of {total:,} edges"
-
-
-def check_edge_count(count: int, graph: Graph) -> None:
-    """Raise a ValueError unless ``count`` edges can be kept of ``graph``."""
-    if not 0 <= count <= graph.n_edges:
-        raise ValueError(
-            f"The number of edges must lie between 0 and {graph.n_edges:,} but is {count:,}. "
-            "Choose a number within this graph."
-        )

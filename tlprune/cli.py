@@ -102,9 +102,9 @@ def _discover(words: Sequence[str]) -> None:
 
 def discover(run: Run, method: Any) -> None:
     """Find a circuit and write it, its training record, its drawing and its figures to ``run.out``."""
-    from tlprune.circuit import Circuit, write_whole
     from tlprune.drawing import draw
     from tlprune.evaluation import evaluate
+    from tlprune.files import write_whole
     from tlprune.models.load import load
 
     build = _task_builder(run.task)
@@ -113,7 +113,7 @@ def discover(run: Run, method: Any) -> None:
         task = build(model, seed=run.task_seed)
         found = method.find(model, task, metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
-    circuit = Circuit(found.graph, found.kept, {**found.provenance, "command": command})
+    circuit = found.like(found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
     figures = evaluate(model, circuit, task.test)
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")

@@ -9,9 +9,8 @@ import torch
 
 from tlprune.circuit import Circuit
 from tlprune.learning.metrics import Performance, measure
-from tlprune.masking.ablation import Ablation, Resample
-from tlprune.masking.cache import RunCache
-from tlprune.masking.masked import Masked
+from tlprune.masking.ablation import Ablation
+from tlprune.masking.masked import masked_circuit
 from tlprune.random_circuits import connected_random
 from tlprune.task import Batch
 
@@ -103,10 +102,9 @@ def evaluate(
         >>> found["circuit"].performance.means()["accuracy"], found["empty"].performance.means()["accuracy"]
         (1.0, 0.0)
     """
-    masked = Masked(model, circuit, ablation or Resample())
-    check_model(masked, circuit)
+    masked = masked_circuit(model, circuit, ablation)
     examples = batch_in_order(batch)
-    cache = RunCache(masked.backend, masked.ablation, examples)
+    cache = masked.cache(examples)
     rows = []
     for name, kept in _subjects(circuit, seed):
         performance = measure(masked, kept.kept, examples, cache=cache)
@@ -123,20 +121,9 @@ def batch_in_order(batch: Batch) -> Batch:
 def _subjects(circuit: Circuit, seed: int) -> list[tuple[str, Circuit]]:
     graph, everything = circuit.graph, torch.ones_like(circuit.kept)
     return [
-        ("full model", Circuit(graph, everything)),
+        ("full model", circuit.like(everything)),
         ("circuit", circuit),
         ("complement", circuit.complement),
         ("random", connected_random(graph, len(circuit), seed=seed)),
-        ("empty", Circuit(graph, ~everything)),
+        ("empty", circuit.like(~everything)),
     ]
-
-
-def check_model(masked: Masked, circuit: Circuit) -> None:
-    """Raise a ValueError if the circuit's provenance names a model with other weights."""
-    known = circuit.provenance.get("model")
-    own = masked.backend.fingerprint()
-    if known is not None and known.get("weights") != own["weights"]:
-        raise ValueError(
-            f"This circuit was found on model {known.get('name')!r} (weights {known.get('weights')}) but is used on "
-            f"{own['name']!r} (weights {own['weights']}). Load the model it was found on."
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -58,17 +58,27 @@ class Convention:
             (Edge Pruning without ``--with_embedding_nodes``).
         kv: under grouped-query attention, ``"shared"``: one k and one v reader per key/value head;
             ``"per_query_head"``: one per query head (EAP-IG, MIB).
+        qkv: ``"split"``: a head reads three times, for q, k and v; ``"joined"``: once, and an edge carries all three
+            (under grouped-query attention then per query head, whatever ``kv`` says).
     """
 
     embeddings: Literal["merged", "separate", "kept"] = "merged"
     kv: Literal["shared", "per_query_head"] = "shared"
+    qkv: Literal["split", "joined"] = "split"
 
     def __post_init__(self) -> None:
         _check_choice("embeddings", self.embeddings, ("merged", "separate", "kept"))
         _check_choice("kv", self.kv, ("shared", "per_query_head"))
+        _check_choice("qkv", self.qkv, ("split", "joined"))
 
     def __str__(self) -> str:
-        return f"embeddings {self.embeddings}, kv {self.kv}"
+        joined = ", qkv joined" if self.qkv == "joined" else ""
+        return f"embeddings {self.embeddings}, kv {self.kv}{joined}"
+
+    @property
+    def ungrouped(self) -> bool:
+        """Whether every query head has k and v readers of its own."""
+        return self.kv == "per_query_head" or self.qkv == "joined"
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -109,8 +119,8 @@ class Graph:
     """Writers, readers and the edges between them, in one fixed order.
 
     With ``e`` embedding nodes (1 merged, 2 separate, 0 kept), ``L`` layers of ``H`` heads and ``K`` key/value
-    readers, the count is ``sum_l (H + 2K)(e + l(H+1)) + sum_l (e + l(H+1) + H) + e + L(H+1)``. The edges from
-    q, k and v into their own head are never counted.
+    readers, the count is ``sum_l (H + 2K)(e + l(H+1)) + sum_l (e + l(H+1) + H) + e + L(H+1)``, with H in place of
+    H + 2K where q, k and v are joined. The edges from q, k and v into their own head are never counted.
 
     Args:
         architecture: the model's shape.
@@ -120,9 +130,11 @@ class Graph:
         >>> gpt2 = Architecture(12, 12, 12, position_embedding=True)
         >>> Graph(gpt2).n_edges, Graph(gpt2, Convention("separate")).n_edges
         (32491, 32936)
-        >>> Graph(gpt2).edge(0), Graph(gpt2).index("m11->logits")
+        >>> Graph(gpt2).name(0), Graph(gpt2).index("m11->logits")
         ('input->a0.h0<q>', 32490)
     """
+
+    kind = "edges"
 
     def __init__(self, architecture: Architecture, convention: Convention | None = None) -> None:
         self.architecture = architecture
@@ -147,12 +159,19 @@ class Graph:
     def __repr__(self) -> str:
         return f"Graph({self.n_edges:,} edges; {self.convention})"
 
+    def __len__(self) -> int:
+        return self.n_edges
+
     def as_dict(self) -> dict[str, Any]:
         """Architecture and convention as plain data; :meth:`from_dict` is the way back."""
-        return {"architecture": asdict(self.architecture), "convention": asdict(self.convention)}
+        return {
+            "kind": self.kind,
+            "architecture": asdict(self.architecture),
+            "convention": asdict(self.convention),
+        }
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Graph:
+    def from_dict(data: Mapping[str, Any]) -> Graph:
         return Graph(Architecture(**data["architecture"]), Convention(**data["convention"]))
 
     def _embeddings(self) -> tuple[str, ...]:
@@ -189,10 +208,12 @@ class Graph:
     @property
     def n_kv_readers(self) -> int:
         shape = self.architecture
-        return shape.n_heads if self.convention.kv == "per_query_head" else shape.n_kv_heads
+        return shape.n_heads if self.convention.ungrouped else shape.n_kv_heads
 
     def _attention_names(self, layer: int) -> tuple[str, ...]:
         heads = self.architecture.n_heads
+        if self.convention.qkv == "joined":
+            return tuple(f"a{layer}.h{head}" for head in range(heads))
         kv = "kv" if self.n_kv_readers < heads else "h"
         names = [f"a{layer}.h{head}<q>" for head in range(heads)]
         return (*names, *(f"a{layer}.{kv}{head}<{part}>" for part in "kv" for head in range(self.n_kv_readers)))
@@ -205,7 +226,7 @@ class Graph:
     def _writer_index(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.writers)}
 
-    def edge(self, index: int) -> str:
+    def name(self, index: int) -> str:
         """Name of the edge at ``index``."""
         for readers in self.readers:
             if index < readers.start + readers.n_edges:
@@ -216,25 +237,25 @@ class Graph:
     def edges(self, kept: Bool[Tensor, "edge"] | None = None) -> list[str]:
         """Names of all edges, or of those that ``kept`` marks, in graph order."""
         if kept is None:
-            return [self.edge(index) for index in range(self.n_edges)]
-        return [self.edge(index) for index in kept.nonzero().flatten().tolist()]
+            return [self.name(index) for index in range(self.n_edges)]
+        return [self.name(index) for index in kept.nonzero().flatten().tolist()]
 
-    def index(self, edge: str) -> int:
+    def index(self, name: str) -> int:
         """Position of a named edge.
 
         Raises:
             ValueError: the name is malformed, names no node of this graph, or runs backwards.
         """
-        writer, arrow, reader = edge.partition("->")
+        writer, arrow, reader = name.partition("->")
         if not arrow:
             raise ValueError(
-                f"An edge is written 'writer->reader' but {edge!r} has no '->'. Example: {self.edge(0)!r}."
+                f"An edge is written 'writer->reader' but {name!r} has no '->'. Example: {self.name(0)!r}."
             )
         self._check_name("writer", writer, self._writer_index)
         self._check_name("reader", reader, self._reader_of)
         readers, row = self._reader_of[reader]
         if self._writer_index[writer] >= readers.width:
-            raise ValueError(f"Edge {edge!r} runs backwards: {reader} is computed before {writer}. Reverse or drop it.")
+            raise ValueError(f"Edge {name!r} runs backwards: {reader} is computed before {writer}. Reverse or drop it.")
         return readers.start + row * readers.width + self._writer_index[writer]
 
     def _check_name(self, role: str, name: str, known: Iterable[str]) -> None:
@@ -273,7 +294,7 @@ class Graph:
         return slice(first, first + heads) if readers.kind == "attention" else slice(first + heads, first + heads + 1)
 
     def _to_writers(self, readers: Readers, reached: Tensor) -> Tensor:
-        if readers.kind == "mlp":
+        if readers.kind == "mlp" or self.convention.qkv == "joined":
             return reached
         heads, kv = self.architecture.n_heads, self.n_kv_readers
         q, k, v = reached.split([heads, kv, kv])
@@ -283,7 +304,7 @@ class Graph:
         if readers.kind == "logits":
             return torch.ones(1, dtype=torch.bool)
         nodes = needed[self._writers_of(readers)]
-        if readers.kind == "mlp":
+        if readers.kind == "mlp" or self.convention.qkv == "joined":
             return nodes
         kv = nodes.unflatten(0, (self.n_kv_readers, -1)).any(1)
         return torch.cat([nodes, kv, kv])

@@ -6,8 +6,10 @@ import random
 
 import torch
 
-from tlprune.circuit import Circuit, check_edge_count
+from tlprune.circuit import Circuit
 from tlprune.graph import Graph
+from tlprune.scores import check_count
+from tlprune.sites import Sites
 
 
 def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
@@ -29,7 +31,8 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
         >>> connected_random(Graph(Architecture(5, 8, 4)), 170)
         Circuit(170 of 1,701 edges, 170 effective; embeddings merged, kv shared)
     """
-    check_edge_count(count, graph)
+    sites = Sites((graph,))
+    check_count(count, sites)
     growth = _Growth(graph, random.Random(seed))
     while len(growth.kept) < count:
         moves = [growth.add_edge, growth.add_node]
@@ -40,7 +43,7 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
         any(move() for move in moves)
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
     kept[growth.kept] = True
-    return Circuit(graph, kept, {"method": {"name": "connected_random", "seed": seed}})
+    return Circuit(sites, kept, {"method": {"name": "connected_random", "seed": seed}})
 
 
 class _Growth:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -12,9 +12,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tlprune.graph import Architecture, Convention
+from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
 Norm = Literal["layer", "rms", "none"]
+# Where a run can be edited: ("input" | "embed" | "pos_embed", 0), or ("heads" | "mlp" | "neurons", layer).
+Point = tuple[str, int]
+Edits = Mapping[Point, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which activations of a run are needed beside what its writers wrote.
+
+    Attributes:
+        streams: the residual stream at each set of readers; edges need them.
+        neurons: layers whose MLP neurons are needed.
+    """
+
+    streams: bool = True
+    neurons: tuple[int, ...] = ()
+
+
+FOR_EDGES = Wanted()
 
 
 @dataclass(frozen=True)
@@ -27,26 +47,32 @@ class Activations:
         embeddings: token embedding and, where it is learned, position embedding.
         heads: ``z`` of each block, ``(example, pos, head, d_head)``.
         mlps: MLP output of each block, ``(example, pos, d_model)``; empty for attention-only models.
-        streams: the residual stream at each set of readers in graph order, ``(example, pos, d_model)``.
+        streams: the residual stream at each set of readers in graph order, ``(example, pos, d_model)``; empty where
+            nobody asked for them.
+        neurons: MLP activations behind activation function and gate, ``(example, pos, d_mlp)``, by layer.
+        relative: the numbers are what is *added* to an ablated activation, instead of what replaces it.
     """
 
     embeddings: tuple[Float[Tensor, "example pos d_model"], ...]
     heads: tuple[Float[Tensor, "example pos head d_head"], ...]
     mlps: tuple[Float[Tensor, "example pos d_model"], ...]
-    streams: tuple[Float[Tensor, "example pos d_model"], ...]
+    streams: tuple[Float[Tensor, "example pos d_model"], ...] = ()
+    neurons: Mapping[int, Float[Tensor, "example pos d_mlp"]] = field(default_factory=dict)
+    relative: bool = False
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
         """Apply a function to every tensor."""
-        return Activations(
-            tuple(map(function, self.embeddings)),
-            tuple(map(function, self.heads)),
-            tuple(map(function, self.mlps)),
-            tuple(map(function, self.streams)),
-        )
+        return self.with_tensors(map(function, self.tensors))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return (*self.embeddings, *self.heads, *self.mlps, *self.streams)
+        return (*self.embeddings, *self.heads, *self.mlps, *self.streams, *self.neurons.values())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Activations:
+        """Other tensors in the places of these, in the order of :attr:`tensors`."""
+        rest = iter(tensors)
+        parts = [tuple(next(rest) for _ in part) for part in (self.embeddings, self.heads, self.mlps, self.streams)]
+        return Activations(*parts, neurons={layer: next(rest) for layer in self.neurons}, relative=self.relative)
 
 
 @dataclass(frozen=True)
@@ -126,13 +152,22 @@ class Backend(Protocol):
     d_model: int
 
     @property
+    def d_mlp(self) -> int:
+        """Neurons per MLP."""
+        ...
+
+    @property
     def dtype(self) -> torch.dtype: ...
 
     @property
     def device(self) -> torch.device: ...
 
-    def observe(self, tokens: Tokens) -> Activations:
+    def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
         """Run the plain model without gradients and return what its writers wrote."""
+        ...
+
+    def run(self, tokens: Tokens, edits: Edits, positions: Int[Tensor, "example answer"] | None) -> Tensor:
+        """Run the model with activations edited on the way; logits at ``positions``."""
         ...
 
     def logits(self, tokens: Tokens, positions: Int[Tensor, "example answer"] | None) -> Tensor:
@@ -145,8 +180,20 @@ class Backend(Protocol):
         steering: Steering,
         convention: Convention,
         positions: Int[Tensor, "example answer"] | None,
+        edits: Edits,
     ) -> Tensor:
-        """Run the model with every reader's input taken from ``steering``; logits at ``positions``."""
+        """Run the model with every reader's input taken from ``steering``; logits at ``positions``.
+
+        Writers are edited before they are told to ``steering``.
+        """
+        ...
+
+    def matrices(self) -> list[Matrix]:
+        """Every weight tensor and bias, by the name that TransformerLens shows."""
+        ...
+
+    def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
+        """``run()`` while some weights are replaced by functions of them."""
         ...
 
     def projection(self, layer: int, convention: Convention) -> Projection: ...

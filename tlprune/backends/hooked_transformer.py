@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tlprune.backends.activations import Activations, Norm, Projection, Steering, select
+from tlprune.backends.activations import (
+    FOR_EDGES,
+    Activations,
+    Edits,
+    Norm,
+    Point,
+    Projection,
+    Steering,
+    Wanted,
+    select,
+)
 from tlprune.graph import Architecture, Convention
+from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
 NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
@@ -39,6 +50,10 @@ class HookedTransformerBackend:
         self.d_model: int = model.cfg.d_model
 
     @property
+    def d_mlp(self) -> int:
+        return self.model.cfg.d_mlp
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.model.embed.W_E.dtype
 
@@ -49,9 +64,9 @@ class HookedTransformerBackend:
     # ---- plain runs
 
     @torch.no_grad()
-    def observe(self, tokens: Tokens) -> Activations:
+    def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
         seen: dict[str, Tensor] = {}
-        names = self._observed()
+        names = self._observed(wanted)
         with self._hooks([(name, _store(seen, name), False) for name in names]):
             self._forward(tokens, stop_at_layer=self.architecture.n_layers)
         layers = range(self.architecture.n_layers)
@@ -59,12 +74,29 @@ class HookedTransformerBackend:
             embeddings=tuple(seen[name] for name in self._embedding_points()),
             heads=tuple(seen[f"blocks.{layer}.attn.hook_z"] for layer in layers),
             mlps=tuple(seen[f"blocks.{layer}.hook_mlp_out"] for layer in layers if self.architecture.has_mlp),
-            streams=tuple(seen[name] for name in self._streams()),
+            streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
+            neurons={layer: seen[f"blocks.{layer}.mlp.hook_post"] for layer in wanted.neurons},
         )
 
     def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
-        with self._hooks([(self._last_point(), lambda stream: select(stream, positions), False)]), self._frozen():
-            return self._forward(tokens)
+        return self.run(tokens, {}, positions)
+
+    def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
+        met: set[Point] = set()
+        hooks: list[tuple[str, Hook, bool]] = [(self._point(point), _edit(edits, point, met), False) for point in edits]
+        hooks.append((self._last_point(), lambda stream: select(stream, positions), False))
+        with self._hooks(hooks), self._frozen():
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
+
+    def _point(self, point: Point) -> str:
+        """The hook at which an activation is edited."""
+        kind, layer = point
+        if kind in ("input", "embed", "pos_embed"):
+            return {"input": "blocks.0.hook_resid_pre", "embed": "hook_embed", "pos_embed": "hook_pos_embed"}[kind]
+        names = {"heads": "attn.hook_z", "mlp": "hook_mlp_out", "neurons": "mlp.hook_post"}
+        return f"blocks.{layer}.{names[kind]}"
 
     def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
         mask = tokens.attention_mask
@@ -86,38 +118,53 @@ class HookedTransformerBackend:
     def _last_point(self) -> str:
         return f"blocks.{self.architecture.n_layers - 1}.hook_resid_post"
 
-    def _observed(self) -> list[str]:
+    def _observed(self, wanted: Wanted) -> list[str]:
         layers = range(self.architecture.n_layers)
         outputs = ["attn.hook_z", "hook_mlp_out"] if self.architecture.has_mlp else ["attn.hook_z"]
         points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
-        return [*self._embedding_points(), *points, *dict.fromkeys(self._streams())]
+        points += [f"blocks.{layer}.mlp.hook_post" for layer in wanted.neurons]
+        return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
 
     # ---- steered runs
 
-    def steer(self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None) -> Tensor:
+    def steer(
+        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
+    ) -> Tensor:
         self._refuse_hidden_hooks()
-        hooks = [*self._embedding_hooks(steering, convention), *self._block_hooks(steering)]
+        met: set[Point] = set()
+        hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
         hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
         with self._hooks(hooks), self._flags(convention), self._frozen():
-            return self._forward(tokens)
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
 
-    def _embedding_hooks(self, steering: Steering, convention: Convention) -> list[tuple[str, Hook, bool]]:
+    def _embedding_hooks(
+        self, steering: Steering, convention: Convention, edits: Edits, met: set[Point]
+    ) -> list[tuple[str, Hook, bool]]:
         if convention.embeddings != "separate":
-            return [("blocks.0.hook_resid_pre", lambda value: steering.embedding(0, value), True)]
-        points = enumerate(self._embedding_points())
-        return [(point, lambda value, index=index: steering.embedding(index, value), False) for index, point in points]
+            edit = _edit(edits, ("input", 0), met)
+            return [("blocks.0.hook_resid_pre", lambda value: steering.embedding(0, edit(value)), True)]
+        result: list[tuple[str, Hook, bool]] = []
+        for index, (point, kind) in enumerate(zip(self._embedding_points(), ("embed", "pos_embed"), strict=False)):
+            edit = _edit(edits, (kind, 0), met)
+            result.append((point, lambda x, index=index, edit=edit: steering.embedding(index, edit(x)), False))
+        return result
 
-    def _block_hooks(self, steering: Steering) -> Iterator[tuple[str, Hook, bool]]:
+    def _block_hooks(self, steering: Steering, edits: Edits, met: set[Point]) -> Iterator[tuple[str, Hook, bool]]:
         stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
         for layer in range(self.architecture.n_layers):
             block, reads = f"blocks.{layer}.", _AttentionReads(steering, layer)
+            writes = _Writes(steering, layer, edits, met)
             yield f"{block}hook_resid_pre", lambda _: stub, False
             for index, part in enumerate("qkv"):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
-            yield f"{block}attn.hook_z", lambda z, layer=layer: _passed(steering.heads(layer, z), z[:1, :1]), False
+            yield f"{block}attn.hook_z", lambda z, writes=writes: _passed(writes.heads(z), z[:1, :1]), False
             if self.architecture.has_mlp:
                 yield f"{block}hook_mlp_in", lambda _, layer=layer: steering.mlp_input(layer), True
-                yield f"{block}hook_mlp_out", lambda out, layer=layer: _passed(steering.mlp(layer, out), stub), False
+                yield f"{block}hook_mlp_out", lambda out, writes=writes: _passed(writes.mlp(out), stub), False
+            if ("neurons", layer) in edits:
+                yield f"{block}mlp.hook_post", _edit(edits, ("neurons", layer), met), False
 
     def _refuse_hidden_hooks(self) -> None:
         for name, point in self.model.hook_dict.items():
@@ -132,13 +179,25 @@ class HookedTransformerBackend:
 
     # ---- weights
 
+    def matrices(self) -> list[Matrix]:
+        found = [(_shown(name), tuple(value.shape)) for name, value in self.model.named_parameters()]
+        return [Matrix(name, shape, _inputs(name, len(shape))) for name, shape in found]
+
+    def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
+        tensors = {
+            f"model.{name}": changed[_shown(name)](value.detach())
+            for name, value in self.model.named_parameters()
+            if _shown(name) in changed
+        }
+        return torch.func.functional_call(_Call(self.model, run), tensors, ())
+
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention, norm = self.model.blocks[layer].attn, self.model.blocks[layer].ln1
         repeats = self.architecture.n_heads // self.architecture.n_kv_heads
         stored = "_" if repeats > 1 else ""  # grouped heads are stored once, under a private name
         weights = [attention.W_Q, getattr(attention, f"{stored}W_K"), getattr(attention, f"{stored}W_V")]
         biases = [attention.b_Q, getattr(attention, f"{stored}b_K"), getattr(attention, f"{stored}b_V")]
-        if convention.kv == "per_query_head" and repeats > 1:
+        if convention.ungrouped and repeats > 1:
             weights[1:] = [weight.repeat_interleave(repeats, 0) for weight in weights[1:]]
             biases[1:] = [bias.repeat_interleave(repeats, 0) for bias in biases[1:]]
         kind, epsilon = NORMS[self.model.cfg.normalization_type], self.model.cfg.eps
@@ -188,7 +247,7 @@ class HookedTransformerBackend:
         config = self.model.cfg
         wanted = {"use_hook_mlp_in": self.architecture.has_mlp}
         if self.architecture.n_kv_heads < self.architecture.n_heads:
-            wanted["ungroup_grouped_query_attention"] = convention.kv == "per_query_head"
+            wanted["ungroup_grouped_query_attention"] = convention.ungrouped
         before = {name: getattr(config, name) for name in wanted}
         try:
             for name, value in wanted.items():
@@ -201,7 +260,7 @@ class HookedTransformerBackend:
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """No parameter collects gradients during the call, whatever its own flag says."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.is_leaf]
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
@@ -222,6 +281,65 @@ class _AttentionReads:
         if self.parts is None:
             self.parts = self.steering.attention(self.layer)
         return self.parts[index]
+
+
+class _Writes:
+    """Tells the engine what one block wrote, edited."""
+
+    def __init__(self, steering: Steering, layer: int, edits: Edits, met: set[Point]) -> None:
+        self.steering, self.layer = steering, layer
+        self.edit_heads, self.edit_mlp = (_edit(edits, (kind, layer), met) for kind in ("heads", "mlp"))
+
+    def heads(self, z: Tensor) -> None:
+        self.steering.heads(self.layer, self.edit_heads(z))
+
+    def mlp(self, output: Tensor) -> None:
+        self.steering.mlp(self.layer, self.edit_mlp(output))
+
+
+class _Call(Module):
+    """A model and something to do with it, in the form that ``torch.func.functional_call`` takes."""
+
+    def __init__(self, model: Module, run: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.model, self.run = model, run
+
+    def forward(self) -> Tensor:
+        return self.run()
+
+
+def _edit(edits: Edits, point: Point, met: set[Point]) -> Callable[[Tensor], Tensor]:
+    """The edit of a point, which remembers that it was met; without one the activation stays."""
+    if point not in edits:
+        return lambda value: value
+
+    def edited(value: Tensor) -> Tensor:
+        met.add(point)
+        return edits[point](value)
+
+    return edited
+
+
+def check_met(edits: Edits, met: set[Point]) -> None:
+    """Raise unless every activation that was to be edited was met during the run."""
+    missed = sorted(set(edits) - met)
+    if missed:
+        names = ", ".join(f"{kind} of layer {layer}" for kind, layer in missed)
+        raise RuntimeError(f"Masked {names} were not met during the run: is part of the model skipped or replaced?")
+
+
+def _shown(name: str) -> str:
+    """A parameter's name without the underscore of grouped key and value weights."""
+    path, dot, leaf = name.rpartition(".")
+    return f"{path}{dot}{leaf.removeprefix('_')}"
+
+
+def _inputs(name: str, axes: int) -> tuple[int, ...]:
+    """Which axes of a weight tensor count inputs."""
+    leaf = name.rpartition(".")[2]
+    if axes == 3:
+        return (0, 1) if leaf == "W_O" else (1,)
+    return (0,) if axes == 2 and leaf.startswith("W_") else ()
 
 
 def refuse_unsupported(config: Any) -> None:

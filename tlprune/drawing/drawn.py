@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlprune.circuit import Circuit, edges_text, write_whole
+from tlprune.circuit import Circuit, edges_text
 from tlprune.drawing.figure import Figure
 from tlprune.drawing.page import frame, page
 from tlprune.drawing.scene import Scene
+from tlprune.files import write_whole
 
 TALLEST_FRAME = 900.0
 

@@ -109,7 +109,7 @@ def _links(circuit: Circuit, weights: Tensor | None, bundled: bool) -> Iterator[
     effective = circuit.graph.effective(circuit.kept)
     groups: dict[tuple[str, ...], list[tuple[str, int]]] = {}
     for index in circuit.kept.nonzero().flatten().tolist():
-        writer, _, reader = circuit.graph.edge(index).partition("->")
+        writer, _, reader = circuit.graph.name(index).partition("->")
         node, part = node_and_part(reader)
         groups.setdefault((writer, node) if bundled else (writer, node, part), []).append((part, index))
     for (writer, node, *_), edges in groups.items():

@@ -199,9 +199,9 @@ class _Training:
         self.multipliers = plan.budget.start()
         self.optimiser = plan.optimiser.build(masks, self.multipliers)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.cache = RunCache(masked.backend, masked.ablation, discovery.train())
+        self.cache = masked.cache(discovery.train())
         self.validation = discovery.validation()
-        self.validation_cache = RunCache(masked.backend, masked.ablation, self.validation)
+        self.validation_cache = masked.cache(self.validation)
         self.started = time.perf_counter()
 
     def step(self, number: int, batch: Batch) -> Step:

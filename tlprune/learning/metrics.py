@@ -50,7 +50,7 @@ def measure(
         cache: replacements and predictions of these examples, shared between circuits.
         batch_size: examples per forward pass.
     """
-    cache = cache or RunCache(masked.backend, masked.ablation, batch)
+    cache = cache or masked.cache(batch)
     parts: list[tuple[Tensor, ...]] = []
     for rows in batch.split(batch_size):
         part = rows.to(masked.backend.device)

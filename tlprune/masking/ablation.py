@@ -1,17 +1,18 @@
-"""Ablations: what a reader receives in place of a writer's output when their edge is masked out."""
+"""Ablations: what is sent in place of an activation that is masked out."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from tlprune.backends.activations import Activations, Backend
-from tlprune.graph import Architecture
+from tlprune.backends.activations import FOR_EDGES, Activations, Backend, Wanted
 from tlprune.task import Tokens
+
+Varies = Literal["never", "per_example", "per_step"]
 
 
 @runtime_checkable
@@ -19,13 +20,16 @@ class Ablation(Protocol):
     """A choice of replacement.
 
     Attributes:
-        per_example: whether the replacement differs between examples, and so needs their corrupted prompts.
+        varies: whether replacements are the same for all prompts (``"never"``), belong to an example
+            (``"per_example"``), or change as training goes on (``"per_step"``); so what may be kept between steps.
     """
 
-    per_example: bool
+    varies: ClassVar[Varies]
 
-    def replaced(self, backend: Backend, clean: Tokens, corrupt: Tokens | None) -> Activations:
-        """What ablated writers send, shaped to broadcast against the run on ``clean``."""
+    def replaced(
+        self, backend: Backend, clean: Tokens, corrupt: Tokens | None, wanted: Wanted = FOR_EDGES
+    ) -> Activations:
+        """What ablated activations become, shaped to broadcast against the run on ``clean``."""
         ...
 
     def as_dict(self) -> dict[str, Any]:
@@ -35,16 +39,18 @@ class Ablation(Protocol):
 
 @dataclass(frozen=True)
 class Resample:
-    """Interchange ablation: the writer's output on the example's corrupted twin, position by position.
+    """Interchange ablation: the activation on the example's corrupted twin, position by position.
 
     The twin is run through the unmasked model. Clean and corrupted prompts must have equal numbers of tokens.
 
     Source: Geiger et al. 2021; Edge Pruning, section 3.
     """
 
-    per_example = True
+    varies: ClassVar[Varies] = "per_example"
 
-    def replaced(self, backend: Backend, clean: Tokens, corrupt: Tokens | None) -> Activations:
+    def replaced(
+        self, backend: Backend, clean: Tokens, corrupt: Tokens | None, wanted: Wanted = FOR_EDGES
+    ) -> Activations:
         if corrupt is None:
             raise ValueError(
                 "Resample ablation needs a corrupted twin for each prompt but none was given. Pass masked(clean, "
@@ -55,7 +61,7 @@ class Resample:
                 f"Resample ablation needs clean and corrupted prompts of one shape but got {tuple(clean.ids.shape)} "
                 f"and {tuple(corrupt.ids.shape)}. Give each prompt a twin with as many tokens."
             )
-        return backend.observe(corrupt)
+        return backend.observe(corrupt, wanted)
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": "resample"}
@@ -70,9 +76,11 @@ class Zero:
     norm, which agrees at 0 and 1; an MLP in this place (parallel attention and MLP) is gated by ``mask > 0``.
     """
 
-    per_example = False
+    varies: ClassVar[Varies] = "never"
 
-    def replaced(self, backend: Backend, clean: Tokens, corrupt: Tokens | None) -> Activations:
+    def replaced(
+        self, backend: Backend, clean: Tokens, corrupt: Tokens | None, wanted: Wanted = FOR_EDGES
+    ) -> Activations:
         shape = backend.architecture
         stream = torch.zeros(1, 1, backend.d_model, dtype=backend.dtype, device=backend.device)
         heads, d_head, _ = backend.output_weight(0).shape
@@ -80,7 +88,8 @@ class Zero:
             embeddings=(stream,) * (2 if shape.position_embedding else 1),
             heads=(stream.new_zeros(1, 1, heads, d_head),) * shape.n_layers,
             mlps=(stream,) * (shape.n_layers if shape.has_mlp else 0),
-            streams=tuple(constant[None, None] for constant in backend.constants()),
+            streams=tuple(constant[None, None] for constant in backend.constants()) if wanted.streams else (),
+            neurons={layer: stream.new_zeros(1, 1, 1) for layer in wanted.neurons},
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,67 +97,47 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Ablated writers send their mean over reference prompts; padding is not counted.
+class GaussianNoise:
+    """Ablated activations keep their value and get noise ``scale * N(0, 1)`` on top, one draw per prompt and number.
+
+    A draw is shared by all positions of its prompt and depends on the seed and the prompt's tokens alone, so it is the
+    same however prompts are batched. For heads the noise is on each number in front of the output projection. Not for
+    edges: an edge would need the noise of a writer whose value in this very run differs between its readers.
 
     Attributes:
-        reference: prompts to average over; never the evaluated ones. A task's training prompts, corrupted, are usual.
-        over: ``"positions"``: one mean for all positions; ``"examples"``: one per position, for reference and
-            evaluated prompts that are aligned and unpadded.
-        batch_size: reference prompts per forward pass.
+        scale: standard deviation of the noise, in the activation's own unit.
+        seed: of the noise.
+
+    Source: Wang et al., "Finding Skill Neurons" (2022), section 4.2, with scale 0.1.
     """
 
-    reference: Tokens
-    over: Literal["positions", "examples"] = "positions"
-    batch_size: int = 64
-    per_example = False
+    scale: float = 0.1
+    seed: int = 0
+    varies: ClassVar[Varies] = "per_example"
 
-    def __post_init__(self) -> None:
-        if self.over not in ("positions", "examples"):
-            raise ValueError(f"Mean goes over 'positions' or 'examples' but got {self.over!r}. Choose one of these.")
-        if self.over == "examples" and self.reference.attention_mask is not None:
+    def replaced(
+        self, backend: Backend, clean: Tokens, corrupt: Tokens | None, wanted: Wanted = FOR_EDGES
+    ) -> Activations:
+        if wanted.streams:
             raise ValueError(
-                "A mean per position needs aligned prompts but the reference prompts are padded. Use "
-                "Mean(reference, over='positions')."
+                "Gaussian noise is added to heads, MLPs and neurons, but these sites hold edges, whose readers would "
+                "each need another value. Choose Resample(), Mean() or Zero() for edges."
             )
+        shape, (heads, d_head, _) = backend.architecture, backend.output_weight(0).shape
+        sizes = [(1, backend.d_model)] * (2 if shape.position_embedding else 1)
+        sizes += [(1, heads, d_head)] * shape.n_layers + [(1, backend.d_model)] * (shape.n_layers * shape.has_mlp)
+        sizes += [(1, backend.d_mlp)] * len(wanted.neurons)
+        rows = [self._draw(row, sizes) for row in clean.ids.cpu()]
+        tensors = [torch.stack(parts).to(backend.device, backend.dtype) for parts in zip(*rows, strict=True)]
+        template = Zero().replaced(backend, clean, corrupt, wanted)
+        return Activations(
+            template.embeddings, template.heads, template.mlps, neurons=template.neurons, relative=True
+        ).with_tensors(tensors)
 
-    def replaced(self, backend: Backend, clean: Tokens, corrupt: Tokens | None) -> Activations:
-        if self.over == "examples" and clean.ids.shape[1] != self.reference.ids.shape[1]:
-            raise ValueError(
-                f"A mean per position needs prompts of one length but the reference has {self.reference.ids.shape[1]} "
-                f"tokens and the prompts have {clean.ids.shape[1]}. Use Mean(reference, over='positions')."
-            )
-        totals: list[Tensor] | None = None
-        for rows in torch.arange(len(self.reference.ids)).split(self.batch_size):
-            tokens = self.reference.rows(rows)
-            sums = backend.observe(tokens).map(lambda value, tokens=tokens: self._sum(value, tokens)).tensors
-            totals = list(sums) if totals is None else [old + new for old, new in zip(totals, sums, strict=True)]
-        count = self._count()
-        return _rebuild([(total / count).to(backend.dtype) for total in totals or []], backend.architecture)
-
-    def _sum(self, value: Tensor, tokens: Tokens) -> Tensor:
-        value = value.to(torch.promote_types(value.dtype, torch.float32))
-        if self.over == "examples":
-            return value.sum(0, keepdim=True)
-        if tokens.attention_mask is not None:
-            real = tokens.attention_mask.to(value)
-            value = value * real.reshape(*real.shape, *(1,) * (value.dim() - 2))
-        return value.sum((0, 1), keepdim=True)
-
-    def _count(self) -> int:
-        ids, mask = self.reference.ids, self.reference.attention_mask
-        if self.over == "examples":
-            return len(ids)
-        return ids.numel() if mask is None else int(mask.sum())
+    def _draw(self, ids: Tensor, sizes: list[tuple[int, ...]]) -> list[Tensor]:
+        digest = hashlib.sha256(f"{self.seed}".encode() + ids.numpy().tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+        return [self.scale * torch.randn(size, generator=generator) for size in sizes]
 
     def as_dict(self) -> dict[str, Any]:
-        digest = hashlib.sha256(self.reference.ids.cpu().numpy().tobytes()).hexdigest()[:16]
-        return {"name": "mean", "over": self.over, "reference": digest, "prompts": len(self.reference.ids)}
-
-
-def _rebuild(tensors: list[Tensor], shape: Architecture) -> Activations:
-    """The inverse of ``Activations.tensors``."""
-    embeddings, layers = (2 if shape.position_embedding else 1), shape.n_layers
-    mlps = layers if shape.has_mlp else 0
-    ends = [embeddings, embeddings + layers, embeddings + layers + mlps]
-    return Activations(*(tuple(tensors[a:b]) for a, b in zip([0, *ends], [*ends, len(tensors)], strict=True)))
+        return {"name": "gaussian_noise", "scale": self.scale, "seed": self.seed}

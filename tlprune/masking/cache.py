@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlprune.backends.activations import Activations, Backend
+from tlprune.backends.activations import FOR_EDGES, Activations, Backend, Wanted
 from tlprune.masking.ablation import Ablation
 from tlprune.task import Batch
 
@@ -18,40 +18,53 @@ class RunCache:
         backend: the model.
         ablation: what replaces ablated writers.
         split: the examples; rows are found by ``Batch.index``.
+        wanted: which activations the sites in play need.
         most_bytes: above this the replacements of single examples are computed anew at each step.
 
     Raises:
         ValueError: the examples of ``split`` are not numbered from 0 in order.
     """
 
-    def __init__(self, backend: Backend, ablation: Ablation, split: Batch, *, most_bytes: int = 4 << 30) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        ablation: Ablation,
+        split: Batch,
+        *,
+        wanted: Wanted = FOR_EDGES,
+        most_bytes: int = 4 << 30,
+    ) -> None:
         if not torch.equal(split.index.cpu(), torch.arange(len(split))):
             raise ValueError(
                 "A cache finds examples by their number, so those of a split need numbers from 0 in order, but these "
                 "have others. Build the batch with index=torch.arange(len(batch))."
             )
         self.backend, self.ablation, self.split, self.most_bytes = backend, ablation, split, most_bytes
+        self.wanted = wanted
         self._replaced = _Rows(len(split))
         self._reference = _Rows(len(split))
         self._shared: Activations | None = None
 
     def replaced(self, batch: Batch) -> Activations:
         """What ablated writers send for these examples."""
-        if not self.ablation.per_example:
+        if self.ablation.varies == "never":
             if self._shared is None:
-                self._shared = self.ablation.replaced(self.backend, batch.clean, batch.corrupt)
+                self._shared = self._replaced_anew(batch)
             return self._shared
-        if not self._fits:
-            return self.ablation.replaced(self.backend, batch.clean, batch.corrupt)
+        if self.ablation.varies == "per_step" or not self._fits:
+            return self._replaced_anew(batch)
         missing = self._replaced.missing(batch.index)
         if len(missing):
             part = batch.rows(missing)
-            found = self.ablation.replaced(self.backend, part.clean, part.corrupt)
+            found = self._replaced_anew(part)
             self._template = found
             self._replaced.store(part.index, _unique(found.tensors))
         rows = self._replaced.load(batch.index)
         names = {id(tensor): row for tensor, row in zip(_unique(self._template.tensors), rows, strict=True)}
         return self._template.map(lambda tensor: names[id(tensor)])
+
+    def _replaced_anew(self, batch: Batch) -> Activations:
+        return self.ablation.replaced(self.backend, batch.clean, batch.corrupt, self.wanted)
 
     def reference(self, batch: Batch) -> Float[Tensor, "example answer vocab"]:
         """Log-probabilities of the unmasked model at the answer positions, in at least float32."""
@@ -64,8 +77,10 @@ class RunCache:
     @property
     def _fits(self) -> bool:
         shape, tokens = self.backend.architecture, self.split.clean.ids.numel()
-        per_token = 2 + shape.n_layers * (3 + int(shape.has_mlp)) + 1
-        return tokens * per_token * self.backend.d_model * self.backend.dtype.itemsize <= self.most_bytes
+        streams = shape.n_layers * (1 + int(shape.has_mlp)) + 1 if self.wanted.streams else 0
+        vectors = 2 + shape.n_layers * (1 + int(shape.has_mlp)) + streams
+        numbers = vectors * self.backend.d_model + len(self.wanted.neurons) * (self.backend.d_mlp or 0)
+        return tokens * numbers * self.backend.dtype.itemsize <= self.most_bytes
 
 
 @torch.no_grad()

@@ -7,12 +7,14 @@ residual stream of the replacing run (``Activations.streams``); the third is one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tlprune.backends.activations import Activations, Backend, Projection
+from tlprune.backends.activations import Activations, Backend, Edits, Projection
 from tlprune.graph import Graph, Readers
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream
 from tlprune.masking.workspace import Pool, Workspace
@@ -30,6 +32,8 @@ def run_edges(
     *,
     positions: Int[Tensor, "example answer"] | None = None,
     pool: Pool | None = None,
+    edits: Edits | None = None,
+    outputs: Sequence[Tensor] | None = None,
 ) -> Float[Tensor, "example answer vocab"]:
     """Logits of a model whose edges are mixed with what replaces them.
 
@@ -42,14 +46,16 @@ def run_edges(
         replaced: what an ablated writer sends.
         positions: where logits are wanted; everywhere when ``None``.
         pool: buffers to reuse.
+        edits: changes of what writers send, made before edges carry it.
+        outputs: output projections of the run that gave ``replaced``, layer by layer, where they are not this model's.
 
     Raises:
         ValueError: the mask's shape does not fit.
         RuntimeError: a reader or writer was not met during the run.
     """
     _check_mask(mask, graph, tokens)
-    call = EdgeCall(backend, graph, tokens, mask, replaced, pool or Pool())
-    logits = backend.steer(tokens, call, graph.convention, positions)
+    call = EdgeCall(backend, graph, tokens, mask, replaced, pool or Pool(), outputs)
+    logits = backend.steer(tokens, call, graph.convention, positions, edits or {})
     call.check_complete()
     return logits
 
@@ -69,14 +75,23 @@ class EdgeCall:
     """One run: what has been written so far and what each reader is to see (a ``Steering``)."""
 
     def __init__(
-        self, backend: Backend, graph: Graph, tokens: Tokens, mask: Tensor, replaced: Activations, pool: Pool
+        self,
+        backend: Backend,
+        graph: Graph,
+        tokens: Tokens,
+        mask: Tensor,
+        replaced: Activations,
+        pool: Pool,
+        outputs: Sequence[Tensor] | None = None,
     ) -> None:
+        self.outputs = outputs
         self.backend, self.graph, self.mask, self.replaced = backend, graph, mask, replaced
         self.always = int(graph.convention.embeddings == "kept")
         self.shape = (*tokens.ids.shape, backend.d_model)
         slots = len(graph.writers) + self.always
         self.workspace = Workspace(pool, (slots, *self.shape), backend.dtype, backend.device)
-        self.trained = torch.is_grad_enabled() and mask.requires_grad
+        learned = mask.requires_grad or any(tensor.requires_grad for tensor in replaced.tensors)
+        self.trained = torch.is_grad_enabled() and learned
         self.token = torch.zeros((), device=backend.device, requires_grad=self.trained)
         self.reads, self.writes = 0, 0
 
@@ -91,7 +106,8 @@ class EdgeCall:
         self._check_gradients()
         first = self._slot(layer)
         weight, replaced = self.backend.output_weight(layer), self.replaced.heads[layer]
-        self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first)
+        other = None if self.outputs is None else self.outputs[layer]
+        self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first, other)
         self.writes += len(weight)
 
     def mlp(self, layer: int, output: Tensor) -> None:
@@ -155,8 +171,10 @@ class EdgeCall:
         return readers, base.expand(self.shape)
 
     def _block(self, readers: Readers) -> Tensor:
-        """The readers' masks, with a column of ones for embeddings that are always kept."""
+        """The readers' masks: a column of ones for embeddings always kept, rows three times for joined q, k and v."""
         mask = readers.block(self.mask)
+        if readers.kind == "attention" and self.graph.convention.qkv == "joined":
+            mask = torch.cat([mask] * 3, -2)
         return F.pad(mask, (self.always, 0), value=1.0) if self.always else mask
 
     def _scale_free(self, mask: Tensor, base: Tensor) -> bool:

@@ -22,7 +22,7 @@ class WriteStream(Function):
 
     @staticmethod
     def forward(ctx: Any, token: Tensor, output: Tensor, replaced: Tensor, workspace: Workspace, index: int) -> Tensor:
-        ctx.workspace, ctx.index, ctx.dtype = workspace, index, output.dtype
+        ctx.workspace, ctx.index, ctx.dtype, ctx.replaced = workspace, index, output.dtype, replaced.shape
         slot = workspace.write(index, 1).view(output.shape)
         torch.sub(output, replaced, out=slot)
         return token.new_zeros(())
@@ -31,37 +31,58 @@ class WriteStream(Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> Any:
         ctx.workspace.enter_backward()
-        gradient = ctx.workspace.gradients()[ctx.index]
-        return gradient.new_zeros(()), gradient.to(ctx.dtype, copy=True), None, None, None
+        gradient = ctx.workspace.gradients()[ctx.index].to(ctx.dtype, copy=True)
+        to_replaced = -gradient.sum_to_size(ctx.replaced) if ctx.needs_input_grad[2] else None
+        return gradient.new_zeros(()), gradient, to_replaced, None, None
 
 
 class WriteHeads(Function):
-    """Store ``(z - z~) W_O`` of one block's heads from slot ``first`` on; ``z`` is ``(example, pos, head, d_head)``."""
+    """Store ``(z - z~) W_O`` of one block's heads from slot ``first`` on; ``z`` is ``(example, pos, head, d_head)``.
+
+    Where ``z~`` went through other weights ``U`` than this run's, ``z W_O - z~ U`` is stored.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, z: Tensor, weight: Tensor, replaced: Tensor, workspace: Workspace, first: int
+        ctx: Any,
+        token: Tensor,
+        z: Tensor,
+        weight: Tensor,
+        replaced: Tensor,
+        workspace: Workspace,
+        first: int,
+        other: Tensor | None,
     ) -> Tensor:
-        ctx.workspace, ctx.first = workspace, first
-        difference = _heads_first(z - replaced)
-        ctx.save_for_backward(weight, difference if weight.requires_grad else None)
-        torch.bmm(difference, weight, out=workspace.write(first, len(weight)))
+        ctx.workspace, ctx.first, ctx.replaced = workspace, first, replaced.shape
+        own = _heads_first(z - replaced if other is None else z)
+        ctx.save_for_backward(weight, own if weight.requires_grad else None, other)
+        slots = torch.bmm(own, weight, out=workspace.write(first, len(weight)))
+        if other is not None:
+            slots -= torch.bmm(_heads_first(replaced.expand_as(z)), other)
         return token.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> Any:
         ctx.workspace.enter_backward()
-        weight, difference = ctx.saved_tensors
+        weight, own, other = ctx.saved_tensors
         slots = ctx.workspace.gradients()[ctx.first : ctx.first + len(weight)]
         gradient = slots.flatten(1, 2).to(weight.dtype)
-        to_z = torch.bmm(gradient, weight.mT).unflatten(1, slots.shape[1:3]).permute(1, 2, 0, 3)
-        to_weight = torch.bmm(difference.mT, gradient) if ctx.needs_input_grad[2] else None
-        return gradient.new_zeros(()), to_z, to_weight, None, None, None
+        to_z = _heads_last(torch.bmm(gradient, weight.mT), slots.shape[1:3])
+        to_weight = torch.bmm(own.mT, gradient) if ctx.needs_input_grad[2] else None
+        to_replaced = None
+        if ctx.needs_input_grad[3]:
+            sent = to_z if other is None else _heads_last(torch.bmm(gradient, other.mT), slots.shape[1:3])
+            to_replaced = -sent.sum_to_size(ctx.replaced)
+        return gradient.new_zeros(()), to_z, to_weight, to_replaced, None, None, None
 
 
 def _heads_first(z: Tensor) -> Tensor:
     return z.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _heads_last(z: Tensor, shape: torch.Size) -> Tensor:
+    return z.unflatten(1, shape).permute(1, 2, 0, 3)
 
 
 class ReadStream(Function):
@@ -79,7 +100,8 @@ class ReadStream(Function):
         ctx.workspace.enter_backward()
         mask, _ = ctx.saved_tensors
         to_mask = backward_of_mix(mask, gradient[None], ctx.workspace, wanted=ctx.needs_input_grad[1])
-        return gradient.new_zeros(()), to_mask, None, None
+        to_base = gradient.to(ctx.workspace.exact_dtype) if ctx.needs_input_grad[2] else None
+        return gradient.new_zeros(()), to_mask, to_base, None
 
 
 class ReadProjected(Function):
@@ -110,7 +132,8 @@ class ReadProjected(Function):
         to_mask = backward_of_mix(mask, to_mixed, ctx.workspace, wanted=ctx.needs_input_grad[1])
         found = iter(to_trained)
         to_tensors = [next(found) if needed else None for needed in ctx.needs_input_grad[5:]]
-        return mask.new_zeros(()), to_mask, None, None, None, *to_tensors
+        to_base = to_mixed.sum(0) if ctx.needs_input_grad[2] else None
+        return mask.new_zeros(()), to_mask, to_base, None, None, *to_tensors
 
 
 def _backward_of_projection(

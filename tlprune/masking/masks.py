@@ -9,87 +9,106 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tlprune.circuit import Circuit, Scores
+from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
 from tlprune.graph import Graph
-from tlprune.masking.sites import EdgeSites
+from tlprune.scores import Scores
+from tlprune.sites import Sites
 
 
 class Masks(nn.Module):
     """A trainable mask over sites. An optimiser and a state_dict of it hold masks and nothing of the model.
 
     Args:
-        sites: where the masks go, such as ``tp.edges(model)``.
+        sites: where the masks go, such as ``tp.edges(model)`` or ``tp.heads(model) + tp.mlps(model)``.
         gate: the distribution of each mask value.
 
     Attributes:
-        log_alpha: the gate's location for every site, ``(edge,)``; higher is more likely kept.
+        log_alpha: the gate's location for every site, ``(site,)``; higher is more likely kept.
 
     Example:
-        >>> from tlprune.graph import Architecture
-        >>> masks = Masks(EdgeSites(Graph(Architecture(2, 2, 2))))
+        >>> from tlprune.graph import Architecture, Graph
+        >>> masks = Masks(Sites((Graph(Architecture(2, 2, 2)),)))
         >>> len(masks.log_alpha), len(masks.circuit(sparsity=0.75)), round(masks.density, 2)
         (46, 12, 0.97)
     """
 
-    def __init__(self, sites: EdgeSites, gate: HardConcrete | None = None) -> None:
+    def __init__(self, sites: Sites, gate: HardConcrete | None = None) -> None:
         super().__init__()
-        self.graph = sites.graph
+        self.sites = sites
         self.gate = gate or HardConcrete()
         self.log_alpha = nn.Parameter(torch.full((len(sites),), float(self.gate.initial)))
 
-    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "edge"]:
+    @property
+    def graph(self) -> Graph:
+        """The graph of its edges; a ValueError if the sites are not edges."""
+        return self.sites.graph
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "site"]:
         """One draw of every mask value."""
         return self.gate.sample(self.log_alpha, generator)
 
     @property
     def expected_kept(self) -> Float[Tensor, ""]:
-        """Expected number of edges whose mask value is not 0."""
+        """Expected number of sites whose mask value is not 0."""
         return self.gate.expected_kept(self.log_alpha).sum()
 
     @property
     def density(self) -> float:
-        """Expected fraction of edges that are kept."""
+        """Expected fraction of sites that are kept."""
         return float(self.expected_kept.detach()) / len(self.log_alpha)
 
     def scores(self) -> Scores:
-        """The edges ranked by how likely they are kept."""
-        return Scores(self.graph, self.log_alpha.detach().cpu().clone())
+        """The sites ranked by how likely they are kept."""
+        return Scores(self.sites, self.log_alpha.detach().cpu().clone())
 
     def circuit(
         self,
         *,
-        edges: int | None = None,
         sparsity: float | None = None,
         threshold: float | None = None,
         provenance: Mapping[str, Any] | None = None,
+        **counts: int | None,
     ) -> Circuit:
-        """The hard circuit: exactly ``edges`` edges, the fraction ``1 - sparsity``, or all soft values above a number.
+        """The hard circuit: exact counts, the part ``1 - sparsity`` of each kind, or all soft values above a number.
 
-        With none of the three, as many edges as the gates expect to keep.
+        Without any of these, as many of each kind as its gates expect to keep.
+
+        Args:
+            sparsity: fraction of each kind to remove, in (0, 1).
+            threshold: keep what has a soft mask value above it.
+            provenance: where the circuit comes from; plain data.
+            counts: how many to keep by kind, such as ``edges=170``; other kinds keep what their gates expect.
 
         Raises:
-            ValueError: more than one of the three is given, or it is out of range.
+            ValueError: more than one of the three ways is used, or a number is out of range.
         """
-        if sum(choice is not None for choice in (edges, sparsity, threshold)) > 1:
-            raise ValueError("circuit() takes one of edges, sparsity and threshold but got several. Give one.")
+        counts = {kind: count for kind, count in counts.items() if count is not None}
+        if sum((sparsity is not None, threshold is not None, bool(counts))) > 1:
+            raise ValueError("circuit() takes one of a count, sparsity and threshold but got several. Give one.")
         if threshold is not None:
-            kept = self.gate.soft(self.log_alpha.detach()).cpu() > threshold
-            return Circuit(self.graph, kept, provenance or {})
-        count = round(float(self.expected_kept.detach())) if edges is None else edges
+            return Circuit(self.sites, self.gate.soft(self.log_alpha.detach()).cpu() > threshold, provenance or {})
+        for kind in counts:
+            self.sites.part(kind)
+        kept = [self._top(kind, sparsity, counts.get(kind)).kept for kind in self.sites.kinds]
+        return Circuit(self.sites, torch.cat(kept), provenance or {})
+
+    def _top(self, kind: str, sparsity: float | None, count: int | None) -> Circuit:
+        scores = self.scores().of(kind)
         if sparsity is not None:
-            count = edges_at(sparsity, self.graph)
-        return Circuit(self.graph, self.scores().top(count).kept, provenance or {})
+            return scores.top(kept_at(sparsity, len(scores.sites)))
+        if count is not None:
+            return scores.top(count)
+        return scores.top(round(float(self.gate.expected_kept(self.log_alpha[self.sites.part(kind)].detach()).sum())))
 
 
-def edges_at(sparsity: float, graph: Graph) -> int:
-    """How many edges of a graph remain at a sparsity in (0, 1).
+def kept_at(sparsity: float, total: int) -> int:
+    """How many of ``total`` sites remain at a sparsity in (0, 1).
 
     Example:
-        >>> from tlprune.graph import Architecture
-        >>> edges_at(0.9, Graph(Architecture(5, 8, 4)))
+        >>> kept_at(0.9, 1701)
         170
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"Sparsity must lie between 0 and 1 but is {sparsity}. For 95% removed give 0.95.")
-    return round((1 - sparsity) * graph.n_edges)
+    return round((1 - sparsity) * total)

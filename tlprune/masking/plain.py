@@ -6,7 +6,7 @@ the model's own norms and projections run, on inputs that TransformerLens splits
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,15 @@ from tlprune.graph import Graph, Readers
 from tlprune.task import Tokens
 
 
-def plain_run(model: Any, graph: Graph, tokens: Tokens, mask: Tensor, replaced: Activations) -> Tensor:
+def plain_run(
+    model: Any,
+    graph: Graph,
+    tokens: Tokens,
+    mask: Tensor,
+    replaced: Activations,
+    *,
+    outputs: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Logits at all positions of a HookedTransformer under edge masks, ``(example, pos, vocab)``.
 
     Args:
@@ -27,8 +35,9 @@ def plain_run(model: Any, graph: Graph, tokens: Tokens, mask: Tensor, replaced: 
         tokens: clean prompts.
         mask: one number per edge, ``(edge,)``, or ``(example or 1, pos or 1, edge)``.
         replaced: what an ablated writer sends.
+        outputs: output projections of the run that gave ``replaced``; by default the model's own.
     """
-    run = _PlainRun(graph, mask, replaced, model)
+    run = _PlainRun(graph, mask, replaced, model, outputs or [block.attn.W_O for block in model.blocks])
     with _slow_flags(model, graph):
         return model.run_with_hooks(
             tokens.ids,
@@ -40,7 +49,7 @@ def plain_run(model: Any, graph: Graph, tokens: Tokens, mask: Tensor, replaced: 
 @contextmanager
 def _slow_flags(model: Any, graph: Graph) -> Iterator[None]:
     wanted = {"use_attn_result": True, "use_split_qkv_input": True, "use_hook_mlp_in": graph.architecture.has_mlp}
-    wanted["ungroup_grouped_query_attention"] = graph.convention.kv == "per_query_head"
+    wanted["ungroup_grouped_query_attention"] = graph.convention.ungrouped
     before = {name: getattr(model.cfg, name) for name in wanted}
     try:
         vars(model.cfg).update(wanted)
@@ -50,8 +59,11 @@ def _slow_flags(model: Any, graph: Graph) -> Iterator[None]:
 
 
 class _PlainRun:
-    def __init__(self, graph: Graph, mask: Tensor, replaced: Activations, model: Any) -> None:
+    def __init__(
+        self, graph: Graph, mask: Tensor, replaced: Activations, model: Any, output_weights: Sequence[Tensor]
+    ) -> None:
         self.graph, self.mask, self.replaced, self.model = graph, mask, replaced, model
+        self.output_weights = output_weights
         self.clean: list[Tensor] = []
         self.kept = torch.zeros(())
         self.ablated = self._ablated()
@@ -60,8 +72,8 @@ class _PlainRun:
         separate = self.graph.convention.embeddings == "separate"
         merged = self.graph.convention.embeddings == "merged"
         outputs = list(self.replaced.embeddings) if separate else [self.replaced.streams[0]] * merged
-        for layer, block in enumerate(self.model.blocks):
-            heads = torch.einsum("bphe,hed->hbpd", self.replaced.heads[layer], block.attn.W_O)
+        for layer, weight in enumerate(self.output_weights):
+            heads = torch.einsum("bphe,hed->hbpd", self.replaced.heads[layer], weight)
             outputs.extend(heads)
             if self.graph.architecture.has_mlp:
                 outputs.append(self.replaced.mlps[layer])
@@ -102,6 +114,8 @@ class _PlainRun:
     def _attention_hooks(self, readers: Readers, layer: str) -> Iterator[tuple[str, Any]]:
         heads, kv = self.graph.architecture.n_heads, self.graph.n_kv_readers
         rows = {"q": range(heads), "k": range(heads, heads + kv), "v": range(heads + kv, heads + 2 * kv)}
+        if self.graph.convention.qkv == "joined":
+            rows = dict.fromkeys("qkv", range(heads))
         for part, own in rows.items():
             yield (
                 layer + f"hook_{part}_input",

@@ -1,25 +1,14 @@
-"""Sites: the places in a model that a mask has a value for."""
+"""The sites of a model, by kind. Each function gives :class:`~tlprune.sites.Sites`; ``+`` puts them side by side."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from tlprune.graph import Convention, Graph
-
-
-@dataclass(frozen=True)
-class EdgeSites:
-    """All edges of a model's graph.
-
-    Attributes:
-        graph: the edges and their order.
-    """
-
-    graph: Graph
-
-    def __len__(self) -> int:
-        return self.graph.n_edges
+from tlprune.backends import backend_of
+from tlprune.graph import Architecture, Convention, Graph
+from tlprune.sites import Group, Neurons, Nodes, Sites, Spanned, Weights
 
 
 def edges(
@@ -27,12 +16,99 @@ def edges(
     *,
     embeddings: Literal["merged", "separate", "kept"] = "merged",
     kv: Literal["shared", "per_query_head"] = "shared",
-) -> EdgeSites:
-    """The edges of a model as sites for a mask.
+    qkv: Literal["split", "joined"] = "split",
+    spans: Iterable[str] = (),
+) -> Sites:
+    """The edges between writers and readers of the residual stream.
 
     Args:
         model: a TransformerLens model.
         embeddings: whether token and position embedding are one node, two, or always kept and not counted.
         kv: whether grouped-query attention has one k and v reader per key/value head or per query head.
+        qkv: whether a head has three readers, or one whose edges carry q, k and v together.
+        spans: names of a task's spans; every edge then has a mask for each span, and one for the rest of the prompt.
     """
-    return EdgeSites(Graph.of(model, Convention(embeddings, kv)))
+    return _sites(Graph.of(model, Convention(embeddings, kv, qkv)), spans)
+
+
+def nodes(
+    model: Any,
+    pattern: str = "*",
+    *,
+    embeddings: Literal["merged", "separate"] = "merged",
+    spans: Iterable[str] = (),
+) -> Sites:
+    """Every writer of the residual stream: embeddings, heads and MLPs. Beside edges, both must be kept.
+
+    Args:
+        model: a TransformerLens model.
+        pattern: which of the names, such as ``"a[6-9].*"``.
+        embeddings: whether token and position embedding are one node or two; as for the edges beside them.
+        spans: names of a task's spans that have masks of their own.
+    """
+    writers = Graph.of(model, Convention(embeddings)).writers
+    return _sites(Nodes("nodes", _matching(writers, pattern, "nodes")), spans)
+
+
+def heads(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+    """Attention heads, ``a0.h3``: what a head writes. Output biases of attention belong to no head."""
+    names = (name for name in Graph.of(model).writers if ".h" in name)
+    return _sites(Nodes("heads", _matching(names, pattern, "heads")), spans)
+
+
+def mlps(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+    """MLPs, ``m0``: what a whole MLP writes, its output bias included."""
+    names = (name for name in Graph.of(model).writers if name.startswith("m"))
+    return _sites(Nodes("mlps", _matching(names, pattern, "mlps")), spans)
+
+
+def layers(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+    """Whole attention layers, ``a0``, and MLP layers, ``m0``; a head counts if both it and its layer are kept."""
+    shape = Architecture.of(model.cfg)
+    kinds = "am" if shape.has_mlp else "a"
+    names = (f"{kind}{layer}" for layer in range(shape.n_layers) for kind in kinds)
+    return _sites(Nodes("layers", _matching(names, pattern, "layers")), spans)
+
+
+def neurons(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+    """MLP neurons behind the activation function, and behind the gate where there is one: ``m3.n120``.
+
+    Args:
+        model: a TransformerLens model with MLPs.
+        pattern: which MLPs, such as ``"m[6-9]"``.
+        spans: names of a task's spans that have masks of their own.
+    """
+    names = _matching((name for name in Graph.of(model).writers if name.startswith("m")), pattern, "MLPs")
+    return _sites(Neurons(tuple(int(name[1:]) for name in names), model.cfg.d_mlp), spans)
+
+
+def weights(model: Any, pattern: str = "blocks.*.W_*", *, unit: Literal["weight", "row", "column"] = "weight") -> Sites:
+    """Weights of chosen matrices. An ablated weight is 0, whatever replaces activations.
+
+    Args:
+        model: a TransformerLens model.
+        pattern: names as in ``model.named_parameters()``, such as ``"blocks.[6-9]*.W_*"``; several with ``|``.
+        unit: ``"weight"``; ``"row"``: all weights of one input at once; ``"column"``: all of one output.
+
+    Raises:
+        ValueError: nothing has such a name, or rows or columns are asked of biases.
+    """
+    known = {matrix.name: matrix for matrix in backend_of(model).matrices()}
+    chosen = tuple(known[name] for name in _matching(known, pattern, "weights"))
+    if unit != "weight" and any(len(matrix.shape) < 2 for matrix in chosen):
+        raise ValueError(f"A {unit} needs matrices but {pattern!r} also names biases. Use a pattern such as '*.W_*'.")
+    return Sites((Weights(chosen, unit),))
+
+
+def _sites(group: Group, spans: Iterable[str]) -> Sites:
+    named = tuple(spans)
+    return Sites((Spanned(group, named) if named else group,))
+
+
+def _matching(names: Iterable[str], pattern: str, what: str) -> tuple[str, ...]:
+    known = tuple(names)
+    found = tuple(name for name in known if any(fnmatchcase(name, part) for part in pattern.split("|")))
+    if not found:
+        some = ", ".join(known[:3]) or "none at all"
+        raise ValueError(f"{pattern!r} matches none of this model's {what}. They are called {some}, and so on.")
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tlprune.circuit import Circuit, check_edge_count
+from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
 from tlprune.graph import Graph
 from tlprune.learning.budgets import Lagrangian
@@ -15,9 +15,11 @@ from tlprune.learning.fit import Optimiser, fit
 from tlprune.learning.objectives import KL
 from tlprune.masking.ablation import Ablation, Resample
 from tlprune.masking.masked import Masked
-from tlprune.masking.masks import Masks, edges_at
+from tlprune.masking.masks import Masks, kept_at
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.schedules import Schedule, join, linear, logarithmic
+from tlprune.scores import check_count
+from tlprune.sites import Sites
 from tlprune.task import Discovery, Task
 from tlprune.versions import versions
 
@@ -115,8 +117,8 @@ class EdgePruning:
     def count(self, graph: Graph) -> int:
         """How many edges are to be kept."""
         if self.edges is None:
-            return edges_at(self.sparsity, graph)
-        check_edge_count(self.edges, graph)
+            return kept_at(self.sparsity, graph.n_edges)
+        check_count(self.edges, Sites((graph,)))
         return self.edges
 
     def _provenance(self, masked: Masked, discovery: Discovery) -> dict[str, Any]:

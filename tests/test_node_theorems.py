@@ -1,0 +1,322 @@
+"""Masks on heads, MLPs, layers, neurons and weights: every kept is the model, none is its replacement, and any mixture
+is what ordinary hooks, or edge masks, make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from styles import (
+    CLEAN,
+    CORRUPT,
+    DTYPES,
+    OTHERS,
+    STYLES,
+    TOLERANCE,
+    backend_of_style,
+    error,
+    fresh,
+    model_of,
+    probe,
+)
+from torch import Tensor
+
+from tlprune.backends.activations import Wanted
+from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
+from tlprune.masking.constants import Constant
+from tlprune.masking.masked import Masked
+from tlprune.masking.masks import Masks
+from tlprune.masking.means import Mean
+from tlprune.masking.plain import plain_run
+from tlprune.masking.sites import edges, heads, layers, mlps, neurons, nodes, weights
+from tlprune.sites import Sites
+from tlprune.task import Tokens
+
+ABLATIONS: dict[str, Callable[[Any], Ablation]] = {
+    "resample": lambda model: Resample(),
+    "zero": lambda model: Zero(),
+    "mean": lambda model: Mean(OTHERS),
+    "noise": lambda model: GaussianNoise(0.3),
+    "constant": lambda model: Constant(model, Mean(OTHERS), neurons=every_layer(model)),
+}
+KINDS: dict[str, Callable[[Any], Sites]] = {
+    "heads": heads, "mlps": mlps, "layers": layers, "nodes": nodes, "neurons": neurons, "weights": weights,
+    "rows": lambda model: weights(model, unit="row"), "columns": lambda model: weights(model, unit="column"),
+}  # fmt: skip
+NEED_MLPS = ("mlps", "neurons")
+CASES = [
+    (style, kind) for style in STYLES for kind in KINDS if not (STYLES[style].get("attn_only") and kind in NEED_MLPS)
+]
+each_case = pytest.mark.parametrize(("style", "kind"), CASES, ids=[f"{style}-{kind}" for style, kind in CASES])
+of_activations = pytest.mark.parametrize(
+    ("style", "kind"),
+    [case for case in CASES if case[1] in ("heads", "mlps", "layers", "nodes", "neurons")],
+    ids=[f"{style}-{kind}" for style, kind in CASES if kind in ("heads", "mlps", "layers", "nodes", "neurons")],
+)
+each_ablation = pytest.mark.parametrize("ablation", ABLATIONS)
+
+
+def every_layer(model: Any) -> tuple[int, ...]:
+    return () if model.cfg.attn_only else tuple(range(model.cfg.n_layers))
+
+
+def masked_of(style: str, sites: Callable[[Any], Sites], ablation: str, dtype: torch.dtype = torch.float64) -> Masked:
+    model = model_of(style, dtype)
+    return Masked(model, Masks(sites(model)), ABLATIONS[ablation](model))
+
+
+def run(masked: Masked, mask: Tensor) -> Tensor:
+    return masked(CLEAN, CORRUPT, mask=mask)
+
+
+def random_values(sites: Sites, *lead: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(len(sites))
+    return (0.1 + 0.8 * torch.rand(*lead, len(sites), generator=generator, dtype=torch.float64)).to(dtype)
+
+
+@each_ablation
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@each_case
+def test_all_ones_is_the_model(style: str, kind: str, dtype: torch.dtype, ablation: str) -> None:
+    masked = masked_of(style, KINDS[kind], ablation, dtype)
+    expected = masked.model(CLEAN.ids)
+    assert error(run(masked, torch.ones(len(masked.sites), dtype=dtype)), expected) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_node_kept_under_resample_is_the_counterfactual_run(style: str) -> None:
+    masked = masked_of(style, nodes, "resample")
+    zeros = torch.zeros(len(masked.sites), dtype=torch.float64)
+    assert error(run(masked, zeros), masked.model(CORRUPT.ids)) <= 1e-9
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_weight_kept_is_the_model_with_its_matrices_zeroed(style: str) -> None:
+    masked, zeroed = masked_of(style, weights, "resample"), fresh(style)
+    with torch.no_grad():
+        for name, parameter in zeroed.named_parameters():
+            if ".W_" in name.replace("._W", ".W") and "blocks" in name:
+                parameter.zero_()
+    zeros = torch.zeros(len(masked.sites), dtype=torch.float64)
+    assert error(run(masked, zeros), zeroed(CLEAN.ids)) <= 1e-12
+
+
+POINTS = {"heads": "blocks.{}.attn.hook_z", "mlp": "blocks.{}.hook_mlp_out", "neurons": "blocks.{}.mlp.hook_post"}
+
+
+def replacements(model: Any, ablation: str) -> dict[str, Tensor]:
+    """What ablated activations become, by hook, from the model's own cache."""
+    ids = OTHERS.ids if ablation == "mean" else CORRUPT.ids
+    _, seen = model.run_with_cache(ids)
+    if ablation == "zero":
+        return {name: torch.zeros_like(value) for name, value in seen.items()}
+    return {name: value.mean((0, 1), keepdim=True) if ablation == "mean" else value for name, value in seen.items()}
+
+
+def by_hooks(masked: Masked, mask: Tensor, ablation: str) -> Tensor:
+    """The same run by hooks of TransformerLens, one site after the other."""
+    model, sites = masked.model, masked.sites
+    others = replacements(model, ablation)
+    hooks = []
+    for index in range(len(sites)):
+        point, place = point_of(sites.name(index))
+
+        def hook(
+            value: Tensor, hook: Any, gate: Tensor = mask[index], place: Any = place, other: Tensor = others[point]
+        ) -> Tensor:
+            mixed, result = other + gate * (value - other), value.clone()
+            result[place] = mixed[place]
+            return result
+
+        hooks.append((point, hook))
+    return model.run_with_hooks(CLEAN.ids, fwd_hooks=hooks)
+
+
+def point_of(name: str) -> tuple[str, Any]:
+    """The hook at which a site acts, and the part of its activation."""
+    node, _, part = name.partition(".")
+    if node in ("input", "embed"):
+        return "blocks.0.hook_resid_pre", ...
+    layer, place = int(node[1:]), int(part[1:]) if part else None
+    if part.startswith("n"):
+        return POINTS["neurons"].format(layer), (..., place)
+    if node[0] == "m":
+        return POINTS["mlp"].format(layer), ...
+    return POINTS["heads"].format(layer), ... if place is None else (..., place, slice(None))
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+@of_activations
+def test_random_masks_are_what_hooks_make(style: str, kind: str, ablation: str) -> None:
+    def some(model: Any) -> Sites:
+        return neurons(model, "m1") if kind == "neurons" else KINDS[kind](model)
+
+    masked = masked_of(style, some, ablation)
+    mask = random_values(masked.sites)
+    assert error(run(masked, mask), by_hooks(masked, mask, ablation)) <= 1e-9
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean", "constant"])
+@pytest.mark.parametrize("style", STYLES)
+def test_node_masks_are_edge_masks_shared_by_all_that_a_writer_sends(style: str, ablation: str) -> None:
+    model = model_of(style)
+    by_node, by_edge = masked_of(style, nodes, ablation), masked_of(style, edges, ablation)
+    mask = random_values(by_node.sites)
+    # Beside a norm with a single writer, edges under zero ablation are gated behind it: node and edge differ there.
+    if ablation == "zero":
+        mask[0] = 1
+    graph = by_edge.graph
+    writers = torch.cat([torch.arange(readers.width).repeat(len(readers.names)) for readers in graph.readers])
+    assert model is by_edge.model
+    assert error(run(by_node, mask), run(by_edge, mask[writers])) <= 1e-9
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_edges_and_nodes_together_multiply(style: str) -> None:
+    both = masked_of(style, lambda model: edges(model) + nodes(model), "resample")
+    alone = masked_of(style, edges, "resample")
+    mask, graph = random_values(both.sites), both.graph
+    writers = torch.cat([torch.arange(readers.width).repeat(len(readers.names)) for readers in graph.readers])
+    product = mask[both.sites.part("edges")] * mask[both.sites.part("nodes")][writers]
+    assert error(run(both, mask), run(alone, product)) <= 1e-9
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "attention_only"])
+def test_heads_neurons_and_layers_together_are_hooks_one_after_the_other(style: str) -> None:
+    masked = masked_of(
+        style, lambda model: heads(model, "a0.*") + neurons(model, "m1") + layers(model, "a*"), "resample"
+    )
+    mask = random_values(masked.sites)
+    assert error(run(masked, mask), by_hooks(masked, mask, "resample")) <= 1e-9
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+@pytest.mark.parametrize("style", STYLES)
+def test_weights_beside_edges_are_edges_of_a_model_with_masked_weights(style: str, ablation: str) -> None:
+    """What replaces an ablated activation stays that of the whole model."""
+    masked = masked_of(style, lambda model: weights(model) + edges(model), ablation)
+    sites, changed = masked.sites, fresh(style)
+    mask = random_values(sites)
+    if ablation == "zero":
+        mask[sites.part("edges")] = (mask[sites.part("edges")] > 0.5).double()
+    parts = sites.group("weights").split(mask[sites.part("weights")])  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            parameter.mul_(parts.get(name.replace("._W", ".W"), torch.ones(())))
+    replaced = masked.ablation.replaced(backend_of_style(style), CLEAN, CORRUPT)
+    outputs = [block.attn.W_O for block in masked.model.blocks]
+    expected = plain_run(changed, masked.graph, CLEAN, mask[sites.part("edges")], replaced, outputs=outputs)
+    assert error(run(masked, mask), expected) <= 1e-9
+    check_gradient(masked, mask.detach() if ablation != "zero" else random_values(sites))
+
+
+@each_ablation
+@of_activations
+def test_gradients_are_finite_differences(style: str, kind: str, ablation: str) -> None:
+    masked = masked_of(style, KINDS[kind], ablation)
+    check_gradient(masked, random_values(masked.sites))
+
+
+@pytest.mark.parametrize("kind", ["weights", "rows", "columns"])
+@pytest.mark.parametrize("style", STYLES)
+def test_gradients_of_weight_masks_are_finite_differences(style: str, kind: str) -> None:
+    masked = masked_of(style, KINDS[kind], "resample")
+    check_gradient(masked, random_values(masked.sites))
+
+
+def check_gradient(masked: Masked, mask: Tensor) -> None:
+    mask = mask.requires_grad_()
+    probe(run(masked, mask)).backward()
+    assert mask.grad is not None
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        direction = torch.randn(len(mask), generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            up, down = (probe(run(masked, mask + step * direction)) for step in (1e-6, -1e-6))
+        expected = float(up - down) / 2e-6
+        assert abs(float(mask.grad @ direction) - expected) <= 1e-7 + 1e-5 * abs(expected)
+
+
+@of_activations
+def test_a_mask_per_example_is_a_run_per_example(style: str, kind: str) -> None:
+    masked = masked_of(style, KINDS[kind], "resample")
+    values = random_values(masked.sites, len(CLEAN.ids))
+    together = run(masked, values)
+    for index, mask in enumerate(values):
+        row = torch.tensor([index])
+        assert error(together[index : index + 1], masked(CLEAN.rows(row), CORRUPT.rows(row), mask=mask)) <= 1e-9
+
+
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_spans_mask_their_own_positions(style: str) -> None:
+    spanned = masked_of(style, lambda model: edges(model, spans=("subject",)) + heads(model), "resample")
+    plain = masked_of(style, lambda model: edges(model) + heads(model), "resample")
+    spans = torch.tensor([[-1, 0, 0, -1, -1, -1], [0, -1, -1, -1, -1, 0], [-1] * 6])
+    mask, count = random_values(spanned.sites), plain.graph.n_edges
+    subject, rest, whole = mask[:count], mask[count : 2 * count], mask[2 * count :]
+    by_position = torch.where((spans == 0)[..., None], subject, rest)
+    expected = plain(CLEAN, CORRUPT, mask=torch.cat([by_position, whole.expand(*spans.shape, len(whole))], -1))
+    assert error(spanned(CLEAN, CORRUPT, mask=mask, spans=spans), expected) <= 1e-9
+    with pytest.raises(ValueError, match="differ by span"):
+        spanned(CLEAN, CORRUPT, mask=mask)
+
+
+@pytest.mark.parametrize("style", ["gpt2", "llama", "parallel"])
+def test_learned_constants_get_the_gradient_of_finite_differences(style: str) -> None:
+    for sites in (edges, lambda model: edges(model) + nodes(model), heads):
+        masked = masked_of(style, sites, "constant")
+        mask, constant = random_values(masked.sites), masked.ablation
+        assert isinstance(constant, Constant)
+        parameters = [parameter for parameter in constant.parameters() if parameter.dim() > 2]
+        probe(run(masked, mask)).backward()
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+            moved = []
+            for step in (1e-6, -2e-6, 1e-6):
+                with torch.no_grad():
+                    parameter.add_(step * direction)
+                    moved.append(float(probe(run(masked, mask))))
+            expected = (moved[0] - moved[1]) / 2e-6
+            assert abs(float((parameter.grad * direction).sum()) - expected) <= 1e-7 + 1e-5 * abs(expected)
+
+
+def test_one_shape_is_needed() -> None:
+    model, other = model_of("gpt2"), model_of("lnpre")
+    for sites in (heads, mlps, neurons, weights, nodes, edges):
+        with pytest.raises(ValueError, match=r"same model|one model"):
+            Masked(other, Masks(sites(model)))
+    with pytest.raises(ValueError, match="matches none of this model's heads"):
+        heads(model, "b*")
+    with pytest.raises(ValueError, match="also names biases"):
+        weights(model, "blocks.0.*", unit="row")
+    with pytest.raises(ValueError, match="cannot be masked beside edges"):
+        Masked(model, Masks(edges(model) + weights(model, "*.b_O")))
+    with pytest.raises(ValueError, match="does not have under this convention"):
+        Masked(model, Masks(edges(model) + nodes(model, embeddings="separate")))
+    with pytest.raises(ValueError, match="no example axis"):
+        Masked(model, Masks(weights(model)))(CLEAN, CORRUPT, mask=torch.ones(3, len(weights(model))))
+
+
+def test_noise_belongs_to_a_prompt_however_it_is_batched() -> None:
+    masked = masked_of("gpt2", neurons, "noise")
+    zeros = torch.zeros(len(masked.sites), dtype=torch.float64)
+    together = run(masked, zeros)
+    alone = torch.cat([masked(Tokens(CLEAN.ids[row : row + 1]), mask=zeros) for row in range(3)])
+    assert error(together, alone) <= 1e-9
+    assert error(together, masked.model(CLEAN.ids)) > 1e-3
+    with pytest.raises(ValueError, match="Choose Resample"):
+        Masked(masked.model, Masks(edges(masked.model)), GaussianNoise())(CLEAN, CORRUPT)
+
+
+def test_noise_has_its_scale() -> None:
+    backend = backend_of_style("gpt2")
+    prompts = Tokens(torch.randint(29, (200, 6), generator=torch.Generator().manual_seed(0)))
+    found = GaussianNoise(0.5, seed=1).replaced(backend, prompts, None, Wanted(streams=False, neurons=(0,)))
+    values = found.neurons[0]
+    assert values.shape == (200, 1, 48)
+    assert abs(float(values.std()) - 0.5) < 4 * 0.5 / (2 * values.numel()) ** 0.5
+    assert abs(float(values.mean())) < 4 * 0.5 / values.numel() ** 0.5

@@ -1,0 +1,65 @@
+"""Which kept sites can matter at all, given which others are gone."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from tlprune.graph import Graph, Readers
+from tlprune.sites import Nodes, Sites
+
+
+def effective_sites(sites: Sites, kept: Bool[Tensor, "site"]) -> Bool[Tensor, "site"]:
+    """The kept sites that are not made void by others.
+
+    An edge counts if it lies on a path of kept edges from an embedding to the logits that passes through no removed
+    head, MLP or layer; a head if its layer is kept. Where sites differ by span, a path may pass from one span into
+    another (attention moves information between positions), so a site counts that is on a path of edges kept in any.
+    """
+    removed, result = _removed_nodes(sites, kept), kept.clone()
+    if "heads" in sites.kinds:
+        names = sites.bare("heads")
+        gone = [_is_of(names.name(index), removed) for index in range(len(names))]
+        result[sites.part("heads")].view(-1, len(names))[:, gone] = False
+    if "edges" in sites.kinds:
+        graph, rows = sites.graph, result[sites.part("edges")].view(-1, sites.graph.n_edges)
+        rows &= graph.effective(rows.any(0) & ~_edges_of(graph, removed))
+    return result
+
+
+def _removed_nodes(sites: Sites, kept: Tensor) -> set[str]:
+    """Nodes that are removed in every span."""
+    removed: set[str] = set()
+    for kind in sites.kinds:
+        group = sites.bare(kind)
+        if isinstance(group, Nodes):
+            gone = ~kept[sites.part(kind)].view(-1, len(group)).any(0)
+            removed |= {group.name(index) for index in gone.nonzero().flatten().tolist()}
+    return removed
+
+
+def _edges_of(graph: Graph, removed: set[str]) -> Bool[Tensor, "edge"]:
+    """Edges from or into removed nodes."""
+    gone = torch.tensor([_is_of(name, removed) for name in graph.writers], dtype=torch.bool)
+    result = torch.zeros(len(graph), dtype=torch.bool)
+    for readers in graph.readers:
+        into = torch.tensor([_reads_for(readers, name, gone, graph) for name in readers.names], dtype=torch.bool)
+        readers.block(result)[:] = into[:, None] | gone[: readers.width]
+    return result
+
+
+def _is_of(name: str, removed: set[str]) -> bool:
+    return name in removed or (".h" in name and name.partition(".")[0] in removed)
+
+
+def _reads_for(readers: Readers, name: str, gone: Tensor, graph: Graph) -> bool:
+    """Whether a reader serves removed nodes only."""
+    if readers.kind == "logits":
+        return False
+    node = name.partition("<")[0]
+    if node in graph.writers:
+        return bool(gone[graph.writers.index(node)])
+    heads = graph.architecture.n_heads // graph.n_kv_readers  # a key/value head, which serves several heads
+    first = graph.attention_writers(readers.layer) + int(node.partition(".kv")[2]) * heads
+    return bool(gone[first : first + heads].all())

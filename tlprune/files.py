@@ -1,0 +1,80 @@
+"""Files that hold results: written whole or not at all, read with one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+METADATA = "tlprune"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part, even after a power cut."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Tensors with plain data beside them, as one safetensors file."""
+    from safetensors.torch import save
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(whole, {METADATA: json.dumps(data)}))
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`write_tensors` wrote.
+
+    Raises:
+        ValueError: the file is missing, cut, or was not written by tlprune.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            data = json.loads((file.metadata() or {})[METADATA])
+            return {name: file.get_tensor(name) for name in file.keys()}, data  # noqa: SIM118
+    except OSError as error:
+        raise ValueError(f"Cannot read the {what} {path}: {error.strerror or error}. Give an existing file.") from None
+    except (SafetensorError, KeyError, ValueError):
+        raise ValueError(f"{path} is not a {what}: give a file that tlprune saved, whole.") from None
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is missing or is not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"Cannot read the {what} {path}: {error.strerror}. Give the path of a saved {what}.") from None
+    except ValueError:
+        raise ValueError(f"{path} is not a {what}: it is not JSON. Give a file that {what}.save() wrote.") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is JSON but not a tlprune {what}. Give a file that {what}.save() wrote.")
+    return data
+
+
+def check_format(data: Mapping[str, Any], path: Path, what: str, version: int) -> None:
+    """Raise a ValueError unless the data say that they are ours, and of this version."""
+    if data.get("format") != f"tlprune-{what}":
+        raise ValueError(f"{path} is not a tlprune {what}. Give a file that {what}.save() wrote.")
+    if data.get("version") != version:
+        raise ValueError(f"{path} has format version {data.get('version')} but this reads {version}. Save it again.")

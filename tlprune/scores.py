@@ -1,0 +1,141 @@
+"""Scores: a number for every site, from which circuits of any size are taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tlprune.circuit import Circuit
+from tlprune.files import check_format, read_json, read_tensors, write_tensors, write_whole
+from tlprune.graph import Graph
+from tlprune.sites import Sites
+
+FORMAT, VERSION = "scores", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """A number for every site; higher means that it helps more.
+
+    Attributes:
+        sites: the places that have scores.
+        values: one score per site, ``(site,)``.
+        provenance: how the scores were made; plain data.
+
+    Example:
+        >>> from tlprune.graph import Architecture
+        >>> graph = Graph(Architecture(1, 1, 1))
+        >>> scores = Scores(Sites((graph,)), torch.tensor([0.1, -3.0, 0.2, 0.0, 0.4, 0.5, 0.3, 0.6]))
+        >>> scores.top(2).edges, len(scores.top(fraction=0.5)), scores.top(threshold=0.45).edges == scores.top(2).edges
+        (['input->logits', 'm0->logits'], 4, True)
+        >>> scores.absolute.top(1).edges
+        ['input->a0.h0<k>']
+    """
+
+    sites: Sites
+    values: Float[Tensor, "site"]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (len(self.sites),):
+            raise ValueError(
+                f"Scores of {self.sites} need one value for each of {len(self.sites):,} sites but got shape "
+                f"{tuple(self.values.shape)}. Score the sites of the same model."
+            )
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of its edges; a ValueError if the sites are not edges."""
+        return self.sites.graph
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.values[self.sites.index(name)])
+
+    @property
+    def absolute(self) -> Scores:
+        """The same sites ranked by size alone, helpful or harmful."""
+        return Scores(self.sites, self.values.abs(), self.provenance)
+
+    def of(self, kind: str) -> Scores:
+        """The scores of the sites of one kind."""
+        return Scores(Sites((self.sites.group(kind),)), self.values[self.sites.part(kind)], self.provenance)
+
+    def top(
+        self, count: int | None = None, *, fraction: float | None = None, threshold: float | None = None
+    ) -> Circuit:
+        """The sites of the highest score; ties go to the one that comes first in the model.
+
+        Args:
+            count: how many.
+            fraction: or which part of all, in [0, 1].
+            threshold: or all above this score.
+
+        Raises:
+            ValueError: not exactly one of the three is given, or it is out of range.
+        """
+        if sum(choice is not None for choice in (count, fraction, threshold)) != 1:
+            raise ValueError("top() takes exactly one of count, fraction and threshold. Give one: scores.top(100).")
+        values = self.values.detach().cpu()
+        if threshold is not None:
+            return Circuit(self.sites, values > threshold, self.provenance)
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise ValueError(f"A fraction lies between 0 and 1 but is {fraction}. For the top tenth give 0.1.")
+        number = round(fraction * len(self.sites)) if fraction is not None else int(count or 0)
+        check_count(number, self.sites)
+        kept = torch.zeros(len(self.sites), dtype=torch.bool)
+        kept[torch.argsort(values, descending=True, stable=True)[:number]] = True
+        return Circuit(self.sites, kept, self.provenance)
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores: ``.json`` gives each site's name and score, ``.safetensors`` the numbers alone."""
+        path = Path(path)
+        data = {"format": f"tlprune-{FORMAT}", "version": VERSION, "sites": self.sites.as_dict()}
+        data |= {"provenance": dict(self.provenance)}
+        if path.suffix == ".safetensors":
+            return write_tensors(path, {"values": self.values}, data)
+        names = (self.sites.name(index) for index in range(len(self.sites)))
+        scores = dict(zip(names, self.values.tolist(), strict=True))
+        return write_whole(path, json.dumps({**data, "scores": scores}, indent=1) + "\n")
+
+    @staticmethod
+    def load(path: str | Path) -> Scores:
+        """Read scores that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is missing, not of scores, of another version, or not whole.
+        """
+        path, tensors = Path(path), {}
+        if path.suffix == ".safetensors":
+            tensors, data = read_tensors(path, FORMAT)
+        else:
+            data = read_json(path, FORMAT)
+        check_format(data, path, FORMAT, VERSION)
+        try:
+            sites = Sites.from_dict(data["sites"])
+            values = tensors["values"] if tensors else torch.tensor(_in_order(sites, data["scores"]))
+            return Scores(sites, values, data["provenance"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} does not hold whole scores ({error}). Save them again.") from error
+
+
+def _in_order(sites: Sites, scores: Mapping[str, float]) -> list[float]:
+    names = [sites.name(index) for index in range(len(sites))]
+    if set(names) != set(scores):
+        raise ValueError(f"{len(set(names) ^ set(scores))} names are missing or unknown")
+    return [scores[name] for name in names]
+
+
+def check_count(count: int, sites: Sites) -> None:
+    """Raise a ValueError unless ``count`` of these sites can be kept."""
+    if not 0 <= count <= len(sites):
+        raise ValueError(
+            f"The number of {' + '.join(sites.kinds)} must lie between 0 and {len(sites):,} but is {count:,}. "
+            "Choose a number within this range."
+        )

@@ -1,0 +1,389 @@
+"""Sites: the places in a model that a mask has a value for, as plain data in groups of one kind.
+
+A group knows how many sites it has and what they are called. :class:`~tlprune.graph.Graph` is the group of edges; the
+others are here. :class:`Sites` puts groups side by side: a mask over it is one flat vector, group after group.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from tlprune.graph import Graph
+
+REST = "rest"
+NODE_KINDS = ("nodes", "heads", "mlps", "layers")
+
+
+@runtime_checkable
+class Group(Protocol):
+    """Sites of one kind, in a fixed order.
+
+    Attributes:
+        kind: ``"edges"``, ``"nodes"``, ``"heads"``, ``"mlps"``, ``"layers"``, ``"neurons"`` or ``"weights"``.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What the site at ``index`` is called."""
+        ...
+
+    def index(self, name: str) -> int:
+        """Position of a named site; a ValueError if there is none."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data from which :func:`group_from_dict` makes the group again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Whole heads, MLPs, attention layers, or writers of the residual stream.
+
+    Attributes:
+        kind: ``"heads"`` (``a0.h3``), ``"mlps"`` (``m0``), ``"layers"`` (``a0``: all heads of a layer; ``m0``) or
+            ``"nodes"``: every writer, embeddings included.
+        names: their names, in the order of the model.
+    """
+
+    kind: Literal["nodes", "heads", "mlps", "layers"]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    def index(self, name: str) -> int:
+        if name not in self._index:
+            near = difflib.get_close_matches(name, self.names, 3) or self.names[:3]
+            raise ValueError(f"{name!r} is not one of these {len(self)} {self.kind}. Nearest names: {', '.join(near)}.")
+        return self._index[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "names": list(self.names)}
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Neurons of MLPs: the numbers behind the activation function (and the gate, where there is one).
+
+    Attributes:
+        layers: layers whose neurons are meant.
+        width: neurons per layer.
+    """
+
+    layers: tuple[int, ...]
+    width: int
+
+    @property
+    def kind(self) -> str:
+        return "neurons"
+
+    def __len__(self) -> int:
+        return len(self.layers) * self.width
+
+    def name(self, index: int) -> str:
+        place, neuron = divmod(index, self.width)
+        return f"m{self.layers[place]}.n{neuron}"
+
+    def index(self, name: str) -> int:
+        found = re.fullmatch(r"m(\d+)\.n(\d+)", name)
+        if not found or int(found[1]) not in self.layers or int(found[2]) >= self.width:
+            raise ValueError(
+                f"{name!r} is not a neuron of these sites: they are {self.width} neurons in each of layers "
+                f"{', '.join(map(str, self.layers))}, written like {self.name(0)!r}. Use one of these."
+            )
+        return self.layers.index(int(found[1])) * self.width + int(found[2])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "layers": list(self.layers), "width": self.width}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight tensor, seen as a matrix from inputs to outputs.
+
+    Attributes:
+        name: as TransformerLens has it, such as ``"blocks.3.attn.W_Q"``.
+        shape: of the tensor.
+        inputs: which of its axes count inputs; the others count outputs.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    inputs: tuple[int, ...]
+
+    def mask_shape(self, unit: str) -> tuple[int, ...]:
+        """Shape of its mask, with size 1 where a unit ties weights together."""
+        kept = {"weight": range(len(self.shape)), "row": self.inputs, "column": self._outputs}[unit]
+        return tuple(size if axis in kept else 1 for axis, size in enumerate(self.shape))
+
+    @property
+    def _outputs(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.inputs)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Single weights of chosen matrices, or whole rows (all weights of one input) or columns (of one output).
+
+    Attributes:
+        matrices: the tensors, in the order of the model.
+        unit: ``"weight"``, ``"row"`` or ``"column"``.
+    """
+
+    matrices: tuple[Matrix, ...]
+    unit: Literal["weight", "row", "column"] = "weight"
+
+    @property
+    def kind(self) -> str:
+        return "weights"
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Sites of each matrix."""
+        return tuple(math.prod(matrix.mask_shape(self.unit)) for matrix in self.matrices)
+
+    def split(self, values: Shaped[Tensor, "site"]) -> dict[str, Shaped[Tensor, "..."]]:
+        """A flat mask as one tensor per matrix, shaped to multiply its weights."""
+        parts = zip(self.matrices, values.split(self.sizes), strict=True)
+        return {matrix.name: part.view(matrix.mask_shape(self.unit)) for matrix, part in parts}
+
+    def name(self, index: int) -> str:
+        """``blocks.3.attn.W_Q[2,17,5]``, with ``:`` for an axis that is tied."""
+        for matrix, size in zip(self.matrices, self.sizes, strict=True):
+            if index < size:
+                shape = matrix.mask_shape(self.unit)
+                place = torch.unravel_index(torch.tensor(index), shape)
+                axes = zip(place, shape, matrix.shape, strict=True)
+                return f"{matrix.name}[{','.join(str(int(i)) if n == full else ':' for i, n, full in axes)}]"
+            index -= size
+        raise ValueError(f"A weight's number must be below {len(self):,}. Use one of these sites.")
+
+    def index(self, name: str) -> int:
+        base, _, place = name.removesuffix("]").partition("[")
+        start = 0
+        for matrix, size in zip(self.matrices, self.sizes, strict=True):
+            if matrix.name == base:
+                return start + self._within(matrix, name, place.split(","))
+            start += size
+        known = ", ".join(matrix.name for matrix in self.matrices[:3])
+        raise ValueError(
+            f"{name!r} is not a weight of these sites. They are of {len(self.matrices)} matrices: {known}..."
+        )
+
+    def _within(self, matrix: Matrix, name: str, place: list[str]) -> int:
+        shape, index = matrix.mask_shape(self.unit), 0
+        for axis, size in enumerate(shape):
+            free = size == matrix.shape[axis]
+            value = place[axis] if len(place) == len(shape) else ""
+            if not (value.isdigit() and int(value) < size if free else value == ":"):
+                raise ValueError(f"{name!r} is not a {self.unit} of {matrix.name}: write it like {self.name(0)!r}.")
+            index = index * size + (int(value) if free else 0)
+        return index
+
+    def as_dict(self) -> dict[str, Any]:
+        matrices = [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.matrices]
+        return {"kind": self.kind, "unit": self.unit, "matrices": matrices}
+
+
+@dataclass(frozen=True)
+class Spanned:
+    """A group once for each named span of a prompt, and once for all positions outside these spans.
+
+    Attributes:
+        group: what is repeated.
+        spans: names of spans; the last repetition is called ``rest``.
+    """
+
+    group: Group
+    spans: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.group.kind
+
+    @property
+    def all_spans(self) -> tuple[str, ...]:
+        return (*self.spans, REST)
+
+    def __len__(self) -> int:
+        return len(self.group) * len(self.all_spans)
+
+    def name(self, index: int) -> str:
+        span, inner = divmod(index, len(self.group))
+        return f"{self.group.name(inner)}@{self.all_spans[span]}"
+
+    def index(self, name: str) -> int:
+        inner, _, span = name.rpartition("@")
+        if span not in self.all_spans:
+            raise ValueError(
+                f"{name!r} names no span of these sites. Write {self.name(0)!r}; spans are {', '.join(self.all_spans)}."
+            )
+        return self.all_spans.index(span) * len(self.group) + self.group.index(inner)
+
+    def spread(
+        self, values: Shaped[Tensor, "*lead site"], spans: Int[Tensor, "example pos"]
+    ) -> Shaped[Tensor, "example pos inner"]:
+        """Each position's own mask; ``spans`` numbers the span of every position, -1 for none."""
+        table = values.unflatten(-1, (len(self.all_spans), len(self.group)))
+        place = torch.where(spans < 0, len(self.spans), spans)
+        if table.dim() == 2:
+            return table[place]
+        return table[torch.arange(len(table), device=table.device)[:, None], place]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "spans": list(self.spans), "group": self.group.as_dict()}
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Groups of sites side by side; ``+`` puts more beside them.
+
+    Attributes:
+        groups: at most one of each kind, no site twice.
+
+    Example:
+        >>> from tlprune.graph import Architecture, Graph
+        >>> sites = Sites((Graph(Architecture(2, 2, 2)),)) + Sites((Neurons((0, 1), 3),))
+        >>> len(sites), sites.part("neurons"), sites.name(47), sites.index("m0.n1")
+        (52, slice(46, 52, None), 'm0.n1', 47)
+    """
+
+    groups: tuple[Group, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [group.kind for group in self.groups]
+        seen: set[str] = set()
+        for group in self.groups:
+            inner = _unspanned(group)
+            own = set(inner.names) if isinstance(inner, Nodes) else set()
+            if kinds.count(group.kind) > 1 or seen & own:
+                raise ValueError(
+                    f"Sites need each place once but {' + '.join(kinds)} name some twice. Select different places "
+                    "with a pattern, such as tp.layers(model, 'a*') beside tp.mlps(model)."
+                )
+            seen |= own
+
+    def __add__(self, other: Sites) -> Sites:
+        return Sites(self.groups + other.groups)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups))
+
+    def __repr__(self) -> str:
+        return f"Sites({' + '.join(f'{len(group):,} {group.kind}' for group in self.groups)})"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(group.kind for group in self.groups)
+
+    @cached_property
+    def parts(self) -> dict[str, slice]:
+        """Where each group lies in a flat vector over all sites."""
+        ends = [0]
+        for group in self.groups:
+            ends.append(ends[-1] + len(group))
+        return {kind: slice(a, b) for kind, a, b in zip(self.kinds, ends, ends[1:], strict=False)}
+
+    def part(self, kind: str) -> slice:
+        """Where the sites of one kind lie in a flat vector over all sites."""
+        if kind not in self.parts:
+            raise ValueError(f"These sites are {', '.join(self.kinds)} but {kind!r} was asked for. Use one of these.")
+        return self.parts[kind]
+
+    def group(self, kind: str) -> Group:
+        """The sites of one kind; a ValueError if there are none."""
+        self.part(kind)
+        return self.groups[self.kinds.index(kind)]
+
+    def bare(self, kind: str) -> Group:
+        """The sites of one kind without their spans."""
+        return _unspanned(self.group(kind))
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the edges among these sites.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if "edges" not in self.kinds:
+            raise ValueError(
+                f"This needs edges but the sites are {', '.join(self.kinds)}. Mask edges: tp.edges(model)."
+            )
+        graph = self.bare("edges")
+        assert isinstance(graph, Graph)
+        return graph
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """Names of the spans that some group tells apart."""
+        return next((group.spans for group in self.groups if isinstance(group, Spanned)), ())
+
+    def name(self, index: int) -> str:
+        for kind, part in self.parts.items():
+            if index < part.stop:
+                return self.group(kind).name(index - part.start)
+        raise ValueError(f"A site's number must be below {len(self):,} but is {index:,}. Use one of these.")
+
+    def index(self, name: str) -> int:
+        """Position of a named site among all."""
+        failures = []
+        for group in self.groups:
+            try:
+                return self.parts[group.kind].start + group.index(name)
+            except ValueError as failure:
+                failures.append(str(failure))
+        raise ValueError(" ".join(failures) or f"There are no sites, so {name!r} is none.")
+
+    def as_dict(self) -> list[dict[str, Any]]:
+        """Plain data; :meth:`from_dict` is the way back."""
+        return [group.as_dict() for group in self.groups]
+
+    @staticmethod
+    def from_dict(data: Sequence[Mapping[str, Any]]) -> Sites:
+        return Sites(tuple(group_from_dict(group) for group in data))
+
+
+def _unspanned(group: Group) -> Group:
+    return group.group if isinstance(group, Spanned) else group
+
+
+def group_from_dict(data: Mapping[str, Any]) -> Group:
+    """The group that ``as_dict`` described."""
+    if "spans" in data:
+        return Spanned(group_from_dict(data["group"]), tuple(data["spans"]))
+    if data["kind"] == "edges":
+        return Graph.from_dict(data)
+    if data["kind"] == "neurons":
+        return Neurons(tuple(data["layers"]), data["width"])
+    if data["kind"] == "weights":
+        matrices = (Matrix(m["name"], tuple(m["shape"]), tuple(m["inputs"])) for m in data["matrices"])
+        return Weights(tuple(matrices), data["unit"])
+    if data["kind"] in NODE_KINDS:
+        return Nodes(data["kind"], tuple(data["names"]))
+    raise ValueError(f"unknown kind of sites {data['kind']!r}")
