@@ -7,12 +7,13 @@ Behaviour studied in Mathwin et al., "Identifying a Preliminary Circuit for Pred
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.pairs import Pair, token_ids, tokenizer_of
+from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
 from tlprune.tasks.words import ADJECTIVES, NAMES, OBJECTS, PLACES, listed
 
 TEMPLATES: tuple[str, ...] = (
@@ -110,23 +111,17 @@ def gendered_pronoun(
     templates = TEMPLATES if templates is None else tuple(templates)
     check_templates(templates, required=("name",), known=("name", "adjective", "place", "object"))
     seen_templates, test_templates = hold_out(rng, templates, held_out_templates)
-    tokenizer, seen = tokenizer_of(model), set[str]()
+    tokenizer = tokenizer_of(model)
     pools = _hold_out_names(rng, paired_groups(tokenizer, NAMES if names is None else names), held_out_names)
     groups, test_groups = (paired_groups(tokenizer, pool) for pool in pools)
     test_names = sorted(name for group in test_groups for names in group.values() for name in names)
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, templates=seen_templates, groups=groups)
-
-    def draw_test(source: Random) -> Pair:
-        return sample_pair(source, templates=test_templates, groups=test_groups)
-
-    return from_pairs(
+    return drawn_task(
         "gendered-pronoun",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
+        discovery=partial(sample_pair, templates=seen_templates, groups=groups),
+        test=partial(sample_pair, templates=test_templates, groups=test_groups),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates, "held_out_names": test_names},
     )
 

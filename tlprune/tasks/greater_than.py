@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.pairs import Pair, is_one_token, token_ids, tokenizer_of
+from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
 from tlprune.tasks.words import EVENTS
 
 TEMPLATES: tuple[str, ...] = (
@@ -69,20 +70,14 @@ def greater_than(
     templates = TEMPLATES if templates is None else tuple(templates)
     check_templates(templates, required=("start", "century"), known=("start", "century", "event"))
     seen_templates, test_templates = hold_out(rng, templates, None)
-    years, seen = split_years(tokenizer_of(model)), set[str]()
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, templates=seen_templates, years=years)
-
-    def draw_test(source: Random) -> Pair:
-        return sample_pair(source, templates=test_templates, years=years)
-
-    return from_pairs(
+    years = split_years(tokenizer_of(model))
+    return drawn_task(
         "greater-than",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
+        discovery=partial(sample_pair, templates=seen_templates, years=years),
+        test=partial(sample_pair, templates=test_templates, years=years),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates},
     )
 

@@ -6,12 +6,13 @@ Behaviour studied in Olsson et al., "In-context Learning and Induction Heads" (2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
-from tlprune.tasks.sampling import distinct_pairs
+from tlprune.tasks.pairs import Pair, is_one_token, token_ids, tokenizer_of
+from tlprune.tasks.sampling import drawn_task
 from tlprune.tasks.words import PLAIN_WORDS
 
 _LENGTHS = (6, 7, 8)
@@ -50,18 +51,14 @@ def induction(
         >>> bool((task.test.clean.ids == task.test.answers).any(dim=1).all())
         True
     """
-    rng = Random(seed)
-    usable, seen = _usable(tokenizer_of(model), PLAIN_WORDS if words is None else tuple(words)), set[str]()
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, words=usable)
-
-    return from_pairs(
+    draw = partial(sample_pair, words=_usable(tokenizer_of(model), PLAIN_WORDS if words is None else tuple(words)))
+    return drawn_task(
         "induction",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw, rng, test, seen),
+        discovery=draw,
+        test=draw,
+        rng=Random(seed),
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed},
     )
 

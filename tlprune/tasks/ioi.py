@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.pairs import Pair, is_one_token, token_ids, tokenizer_of
+from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
 from tlprune.tasks.words import NAMES, OBJECTS, PLACES
 
 # {A} and {B} are the first two names, {S} the one that comes again. Each template serves in both orders:
@@ -83,20 +84,13 @@ def ioi(
     seen_templates, test_templates = hold_out(rng, templates, None)
     known = _usable(tokenizer_of(model), ALL_NAMES if names is None else tuple(names))
     seen_names, test_names = hold_out(rng, sorted(known), None)
-    seen: set[str] = set()
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, templates=seen_templates, groups=_groups(known, seen_names))
-
-    def draw_test(source: Random) -> Pair:
-        return sample_pair(source, templates=test_templates, groups=_groups(known, test_names))
-
-    return from_pairs(
+    return drawn_task(
         "ioi",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
+        discovery=partial(sample_pair, templates=seen_templates, groups=_groups(known, seen_names)),
+        test=partial(sample_pair, templates=test_templates, groups=_groups(known, test_names)),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates, "held_out_names": test_names},
     )
 
