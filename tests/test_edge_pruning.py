@@ -156,7 +156,7 @@ def test_test_examples_are_never_touched(monkeypatch: pytest.MonkeyPatch) -> Non
         tokenisation = {"prepend_bos": True, "padding_side": "right", "predicted": "last"}
         known = {"name": "random", "fingerprint": "known", "tokenisation": tokenisation, "options": {}}
         assert found.provenance["task"] == known
-    assert [field.name for field in dataclasses.fields(Discovery)] == ["name", "streams", "provenance"]
+    assert [field.name for field in dataclasses.fields(Discovery)] == ["name", "streams", "provenance", "span_names"]
     assert task.discovery.streams == {"main": (train, validation)}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -169,6 +170,23 @@ def test_greater_than_has_right_answers_and_wrong_foils(testbed):
     assert all(foil < start < answer for foil, start, answer in zip(foils, starts, answers, strict=True))
     assert all(" 01 " in text for text in prompts(testbed, batch, twin=True))
     assert valid_answers("from 1732 to 17") == tuple(str(number) for number in range(33, 100))
+
+
+@pytest.mark.parametrize("tokenizer", ["testbed", "gpt2"])
+def test_greater_than_labels_are_the_first_years_last_digits(request, tokenizer):
+    tokenizer = request.getfixturevalue(tokenizer)
+    task = greater_than(tokenizer, **SIZES)
+    numbers = task.options["number_tokens"]
+    assert list(numbers) == [f"{number:02d}" for number in range(100)]
+    assert tokenizer.batch_decode([[token] for token in numbers.values()]) == list(numbers)
+    for batch in splits(task):
+        for text, twin, label, answer, foil in zip(
+            prompts(tokenizer, batch), prompts(tokenizer, batch, twin=True), batch.labels.tolist(),
+            tokenizer.batch_decode(batch.answers), tokenizer.batch_decode(batch.foils), strict=True,
+        ):  # fmt: skip
+            first, second = (re.search(r"(\d\d) ?(\d\d)", prompt) for prompt in (text, twin))
+            assert (first[1], first[2], second[2]) == (second[1], f"{label:02d}", "01")
+            assert int(foil) < label < int(answer)
 
 
 def test_induction_repeats_in_the_prompt_and_not_in_its_twin(testbed):

@@ -12,8 +12,9 @@ from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
+from tlprune.tasks.pairs import Pair
+from tlprune.tasks.sampling import check_templates, drawn_task, filled, hold_out
+from tlprune.tasks.tokenising import token_ids, tokenizer_of
 from tlprune.tasks.words import ADJECTIVES, NAMES, OBJECTS, PLACES, listed
 
 TEMPLATES: tuple[str, ...] = (
@@ -64,7 +65,7 @@ STORY_NAMES: dict[str, tuple[str, ...]] = {
     "he": listed("Max Mark Jim Jack Billy Joe Peter Benny John Bobby David"),
     "she": listed("Mia Sue Sara Lucy Jane Molly Ella Anna Emma Susie"),
 }
-
+SPAN_NAMES: tuple[str, ...] = ("name", "end")
 Group = Mapping[str, Sequence[str]]
 
 
@@ -83,7 +84,7 @@ def gendered_pronoun(
     """Prompts such as "So Mary is a really kind friend, isn't", which "she" completes.
 
     The twin has a name of the other gender with as many tokens; names without such a partner are dropped. The test has
-    templates and names of its own.
+    templates and names of its own. Spans: ``name``, and ``end``, the last token.
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -123,6 +124,7 @@ def gendered_pronoun(
         rng=rng,
         sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates, "held_out_names": test_names},
+        span_names=SPAN_NAMES,
     )
 
 
@@ -131,14 +133,15 @@ def sample_pair(rng: Random, *, templates: Sequence[str] = TEMPLATES, groups: Se
 
     Example:
         >>> sample_pair(Random(0), templates=["{name} ran because"], groups=[{"he": ["Tim"], "she": ["Sue"]}])
-        Pair(clean='Sue ran because', corrupt='Tim ran because', answer=' she', foil=' he')
+        Pair(clean='Sue ran because', corrupt='Tim ran because', answer=' she', foil=' he', label=None,
+             spans={'name': (0, 3)})
     """
     pronoun, other = rng.choice((("he", "she"), ("she", "he")))
     group = rng.choices(groups, weights=[len(group[pronoun]) for group in groups])[0]
     template, name, twin = rng.choice(templates), rng.choice(group[pronoun]), rng.choice(group[other])
     filling = {"adjective": rng.choice(ADJECTIVES), "place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
-    clean, corrupt = (template.format(name=someone, **filling) for someone in (name, twin))
-    return Pair(clean, corrupt, f" {pronoun}", f" {other}")
+    (clean, places), (corrupt, _) = (filled(template, {"name": someone, **filling}) for someone in (name, twin))
+    return Pair(clean, corrupt, f" {pronoun}", f" {other}", spans={"name": places["name"]})
 
 
 def paired_groups(tokenizer: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, list[str]]]:

@@ -25,6 +25,7 @@ def drawn_task(
     rng: Random,
     sizes: Mapping[str, int],
     options: Mapping[str, Any],
+    span_names: Sequence[str] = (),
 ) -> Task:
     """A task whose splits are drawn one after the other and share no clean prompt.
 
@@ -36,6 +37,7 @@ def drawn_task(
         rng: source of randomness.
         sizes: examples under ``"train"``, ``"validation"`` and ``"test"``.
         options: how the pairs were made, as plain data.
+        span_names: as for :func:`~tlprune.tasks.from_pairs`.
 
     Raises:
         ValueError: as :func:`distinct_pairs` and :func:`~tlprune.tasks.from_pairs` do.
@@ -62,6 +64,7 @@ def drawn_task(
         validation=distinct_pairs(discovery, rng, sizes["validation"], seen),
         test=distinct_pairs(test, rng, sizes["test"], seen),
         options=options,
+        span_names=span_names,
     )
 
 
@@ -145,3 +148,22 @@ def check_templates(templates: Sequence[str], *, required: Iterable[str], known:
                 f"A template needs the slots {sorted(required)} and may use {sorted(known)} but {template!r} has "
                 f"{sorted(slots)}. Write it with those slots."
             )
+
+
+def filled(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The template with its slots filled, and where each slot's word stands: its space before it, to its end.
+
+    A slot that occurs more than once is placed where it comes first.
+
+    Example:
+        >>> filled("{A} met {B}", {"A": "Ann", "B": "Bea", "S": "Ann"})
+        ('Ann met Bea', {'A': (0, 3), 'B': (7, 11)})
+    """
+    text, places = "", dict[str, tuple[int, int]]()
+    for literal, slot, _, _ in string.Formatter().parse(template):
+        text += literal
+        if slot is not None:
+            begin = len(text) - text.endswith(" ")
+            text += words[slot]
+            places.setdefault(slot, (begin, len(text)))
+    return text, places
