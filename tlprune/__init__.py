@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
+    from tlprune.sealing import LeakageError as LeakageError
+    from tlprune.sealing import sealed as sealed
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -70,6 +72,8 @@ _HOMES = {
     "load": "models.load",
     "planted": "models.planted",
     "connected_random": "random_circuits",
+    "LeakageError": "sealing",
+    "sealed": "sealing",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",
