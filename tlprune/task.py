@@ -127,12 +127,13 @@ class Tokenisation:
     Attributes:
         prepend_bos: whether a beginning-of-sequence token was put first.
         padding_side: the side on which shorter prompts are padded.
-        predicted: what is read: ``"last"``: the token that follows a prompt's last one.
+        predicted: what is read: ``"last"``: the token that follows a prompt's last one; ``"tagged"``: the tokens that
+            the file marks.
     """
 
     prepend_bos: bool
     padding_side: Literal["left", "right"] = "right"
-    predicted: Literal["last"] = "last"
+    predicted: Literal["last", "tagged"] = "last"
 
 
 @dataclass(frozen=True)
