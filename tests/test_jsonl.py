@@ -56,7 +56,8 @@ def test_tags_anywhere_change_no_token(
     for batch in splits(jsonl(tokenizer, written(tmp_path, rows), held_out=0.3)):
         for row in range(len(batch)):
             ids = batch.clean.ids[row, : batch.positions[row, -1] + 1].tolist()
-            whole = tokenizer(tokenizer.decode(ids[1:]) + " 3 9", add_special_tokens=False)["input_ids"]
+            start = tokenizer.decode(ids[1:]).partition("5")[0].strip()
+            whole = tokenizer(f"{start} 5 1 7 3 9", add_special_tokens=False)["input_ids"]
             assert whole[: len(ids) - 1] == ids[1:]
             assert tokenizer.decode(batch.answers[row, 0]).strip() == "1"
             assert tokenizer.decode(batch.answers[row, -1]).strip() == "3"
@@ -200,9 +201,8 @@ def test_bad_files_and_splits_are_refused(tmp_path: Path, gpt2: Any) -> None:  #
 
 
 def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = {
-        name: f"So {name} is kind, isn't <predict>{'he' if name in NAMES[:3] else 'she'}</predict>" for name in NAMES
-    }
+    pronouns = dict(zip(NAMES, ["he"] * 3 + ["she"] * 3, strict=True))
+    said = {name: f"So {name} is kind, isn't <predict>{pronouns[name]}</predict>" for name in NAMES}
     pairs = zip(NAMES, reversed(NAMES), strict=True)
     rows = [{"clean": said[name], "corrupted": said[twin]} for name, twin in pairs]
     path, out = written(tmp_path, rows), tmp_path / "run"

@@ -157,7 +157,7 @@ def _check_task(circuit: Any, task: Any) -> None:
     if known != task.fingerprint:
         raise ValueError(
             f"The circuit was found on prompts {known} of {task.name} but they are {task.fingerprint} now, so test "
-            "prompts may be ones that it was trained on. Restore the prompts, or name those to measure it on with --task."
+            "prompts may be ones that it was trained on. Restore them, or name those to measure it on with --task."
         )
 
 
