@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_cli import check_one_line
-from test_tasks import HE, gpt2, prompts, splits, stories, testbed  # noqa: F401
+from test_tasks import HE, prompts, splits
 
 from tlprune.circuit import Circuit
 from tlprune.cli import main
@@ -31,7 +31,7 @@ def addition(a: int, b: int, **more: Any) -> dict[str, Any]:
     return {"clean": clean, "corrupted": corrupted, **more}
 
 
-def test_a_row_with_its_answer_at_the_end_is_a_pair(tmp_path: Path, testbed: Any) -> None:  # noqa: F811
+def test_a_row_with_its_answer_at_the_end_is_a_pair(tmp_path: Path, testbed: Any) -> None:
     row = {"clean": f"{HE.clean} <predict>he</predict>", "corrupted": f"{HE.corrupt} <predict>she</predict>"}
     rows = [{**row, "split": split} for split in ("train", "validation")]
     test = {key: value.replace("know", "think") for key, value in row.items()}
@@ -66,7 +66,7 @@ def test_tags_anywhere_change_no_token(
             assert batch.answers[row].tolist() == [whole[position] for position in batch.positions[row]]
 
 
-def test_answers_of_several_tokens_are_read_one_by_one(tmp_path: Path, gpt2: Any) -> None:  # noqa: F811
+def test_answers_of_several_tokens_are_read_one_by_one(tmp_path: Path, gpt2: Any) -> None:
     rows = [
         {"clean": f"{word}: <predict>Mildred</predict> sat", "corrupted": f"{word}: <predict>Beatrice</predict> sat"}
         for word in ("Name", "Who", "Say")
@@ -81,7 +81,7 @@ def test_answers_of_several_tokens_are_read_one_by_one(tmp_path: Path, gpt2: Any
     assert batch.corrupt.ids[0, colon + 1 :].tolist() == pieces[1][:1]
 
 
-def test_a_foil_of_its_own(tmp_path: Path, gpt2: Any) -> None:  # noqa: F811
+def test_a_foil_of_its_own(tmp_path: Path, gpt2: Any) -> None:
     rows = [{**addition(a, b), "foil": "9"} for a, b in SUMS]
     batch = jsonl(gpt2, written(tmp_path, rows)).test
     assert set(gpt2.batch_decode(batch.foils)) == {" 9"}
@@ -93,7 +93,7 @@ def texts(tokenizer: Any, task: Task) -> list[set[str]]:
     return [{text.split("|>")[-1] for text in prompts(tokenizer, batch)} for batch in splits(task)]
 
 
-def test_without_splits_rows_serve_training_and_validation_and_some_are_held_out(tmp_path: Path, gpt2: Any) -> None:  # noqa: F811
+def test_without_splits_rows_serve_training_and_validation_and_some_are_held_out(tmp_path: Path, gpt2: Any) -> None:
     path = written(tmp_path, [addition(a, b) for a, b in [*SUMS, *SUMS]])
     task = jsonl(gpt2, path, held_out=1 / 3)
     train, validation, test = texts(gpt2, task)
@@ -105,7 +105,7 @@ def test_without_splits_rows_serve_training_and_validation_and_some_are_held_out
     assert task.options["test"] == {"from": "held_out", "share": 1 / 3, "seed": 0}
 
 
-def test_marked_rows_go_where_they_say(tmp_path: Path, gpt2: Any) -> None:  # noqa: F811
+def test_marked_rows_go_where_they_say(tmp_path: Path, gpt2: Any) -> None:
     marks = ["train", "validation", "test"]
     path = written(tmp_path, [addition(*pair, split=marks[number % 3]) for number, pair in enumerate(SUMS)])
     found = texts(gpt2, jsonl(gpt2, path))
@@ -117,7 +117,7 @@ def test_marked_rows_go_where_they_say(tmp_path: Path, gpt2: Any) -> None:  # no
     assert len(train | validation | test) == len(SUMS)
 
 
-def test_a_second_file_for_the_test(tmp_path: Path, gpt2: Any) -> None:  # noqa: F811
+def test_a_second_file_for_the_test(tmp_path: Path, gpt2: Any) -> None:
     path = written(tmp_path, [addition(a, b) for a, b in SUMS[:6]])
     other = written(tmp_path, [addition(a, b) for a, b in SUMS[6:]], "test.jsonl")
     task = jsonl(gpt2, path, test=other)
@@ -163,7 +163,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, gpt2: Any, case: str) -> None:  # noqa: F811
+def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, gpt2: Any, case: str) -> None:
     row, message = REFUSED[case]
     rows = [{"clean": "7 + 1 = <predict>8</predict>", "corrupted": "7 + 2 = <predict>9</predict>"}, "", row, *GOOD[2:]]
     bad = 1 if case == "split in some rows" else 3
@@ -173,7 +173,7 @@ def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, gpt2: Any, case: 
     assert "\n" not in str(caught.value)
 
 
-def test_bad_files_and_splits_are_refused(tmp_path: Path, gpt2: Any) -> None:  # noqa: F811
+def test_bad_files_and_splits_are_refused(tmp_path: Path, gpt2: Any) -> None:
     path = tmp_path / "mine.jsonl"
     with pytest.raises(ValueError, match=r"Cannot read the prompts in .*No such file"):
         jsonl(gpt2, path)

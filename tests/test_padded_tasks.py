@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from styles import error, fresh, random_mask
-from test_tasks import HE, SHE, testbed  # noqa: F401
+from test_tasks import HE, SHE
 
 from tlprune.masking.ablation import Resample
 from tlprune.masking.masked import Masked
@@ -18,10 +18,8 @@ from tlprune.masking.sites import edges
 from tlprune.task import Batch, Task, Tokens
 from tlprune.tasks import Pair, from_pairs, jsonl
 
-STARTS = ["So ", "I know that ", "After lunch we know that "]
-LONG = Pair(
-    "After lunch we know that John is kind, isn't", "After lunch we know that Mary is kind, isn't", " he", " she"
-)
+STARTS = ["So ", "I know that ", "At noon we know that "]
+LONG = Pair("At noon we know that John is kind, isn't", "At noon we know that Mary is kind, isn't", " he", " she")
 SIDES = ["right", "left"]
 
 
@@ -59,7 +57,7 @@ def alone(batch: Batch, row: int) -> Batch:
 @pytest.mark.parametrize("build", [pairs_task, file_task])
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
 @torch.no_grad()
-def test_padding_changes_no_answer(tmp_path: Path, testbed: Any, style: str, build: Any, side: str) -> None:  # noqa: F811
+def test_padding_changes_no_answer(tmp_path: Path, testbed: Any, style: str, build: Any, side: str) -> None:
     """Of the plain model, and under random masks with each twin's activations in place of what is ablated."""
     model = fresh(style, torch.float64, d_vocab=len(testbed), n_ctx=32)
     masked = Masked(model, Masks(edges(model)), Resample())
@@ -82,7 +80,7 @@ def test_padding_changes_no_answer(tmp_path: Path, testbed: Any, style: str, bui
 
 
 @pytest.mark.parametrize("build", [pairs_task, file_task])
-def test_the_side_changes_where_things_stand_and_nothing_else(tmp_path: Path, testbed: Any, build: Any) -> None:  # noqa: F811
+def test_the_side_changes_where_things_stand_and_nothing_else(tmp_path: Path, testbed: Any, build: Any) -> None:
     right, left = (build(testbed, side, tmp_path) for side in SIDES)
     assert right.fingerprint != left.fingerprint
     for row in range(3):

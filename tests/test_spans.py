@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_tasks import HE, SHE, SIZES, gpt2, repeat, splits, stories, testbed  # noqa: F401
+from test_tasks import HE, SHE, SIZES, repeat, splits
 from transformers import ByT5Tokenizer
 
 from tlprune.task import Batch, Discovery, Task
@@ -55,7 +55,7 @@ def test_twins_differ_within_the_named_words_alone(request: pytest.FixtureReques
         assert torch.isin(batch.spans[changed], torch.tensor(words)).all()
 
 
-def test_a_name_of_several_tokens_is_covered_whole(stories: Any) -> None:  # noqa: F811
+def test_a_name_of_several_tokens_is_covered_whole(stories: Any) -> None:
     names = {"he": ["Zachary", "Tim"], "she": ["Gwendoline", "Winifred", "Lily"]}
     counts = {name: len(token_ids(stories, f"so {name}")) - 1 for pool in names.values() for name in pool}
     names["he"] += [name for name in ("Barnaby", "Frederic", "Maximilian") if len(token_ids(stories, name)) > 2]
@@ -71,7 +71,7 @@ def test_a_name_of_several_tokens_is_covered_whole(stories: Any) -> None:  # noq
     assert (batch.spans[changed] == 0).all()
 
 
-def test_gpt2_names_that_begin_a_text_are_covered_whole(gpt2: Any) -> None:  # noqa: F811
+def test_gpt2_names_that_begin_a_text_are_covered_whole(gpt2: Any) -> None:
     """A name can be one token behind a space and several without one."""
     task = ioi(gpt2, templates=["{A} met {B}, and {S} wrote to", "{A} and {B} ate; {S} sang to"], train=150)
     batch = task.discovery.train()
@@ -82,7 +82,7 @@ def test_gpt2_names_that_begin_a_text_are_covered_whole(gpt2: Any) -> None:  # n
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_spans_move_with_the_padding(testbed: Any, side: str) -> None:  # noqa: F811
+def test_spans_move_with_the_padding(testbed: Any, side: str) -> None:
     he, she = (
         dataclasses.replace(pair, spans={"name": (begin, begin + 5)}, label=label)
         for pair, begin, label in ((HE, 11, 7), (SHE, 2, 9))
@@ -98,7 +98,7 @@ def test_spans_move_with_the_padding(testbed: Any, side: str) -> None:  # noqa: 
     assert (batch.spans >= 0).sum(1).tolist() == [3, 3]
 
 
-def test_labels_and_spans_stay_with_their_examples(testbed: Any) -> None:  # noqa: F811
+def test_labels_and_spans_stay_with_their_examples(testbed: Any) -> None:
     order = torch.tensor([3, 0, 5])
     for batch in (greater_than(testbed, **SIZES).test, ioi(testbed, **SIZES).test):
         for name in ("labels", "spans"):
@@ -109,7 +109,7 @@ def test_labels_and_spans_stay_with_their_examples(testbed: Any) -> None:  # noq
             assert value is None or torch.equal(torch.cat(parts), value)
 
 
-def test_the_fingerprint_covers_labels_and_spans(testbed: Any) -> None:  # noqa: F811
+def test_the_fingerprint_covers_labels_and_spans(testbed: Any) -> None:
     task = ioi(testbed, **SIZES)
     stream, batch = task.streams["main"], task.test
     others = [
@@ -123,7 +123,7 @@ def test_the_fingerprint_covers_labels_and_spans(testbed: Any) -> None:  # noqa:
     assert len({task.fingerprint, *(other.fingerprint for other in tasks)}) == 6
 
 
-def test_tasks_without_labels_and_spans_keep_their_fingerprint(testbed: Any) -> None:  # noqa: F811
+def test_tasks_without_labels_and_spans_keep_their_fingerprint(testbed: Any) -> None:
     """Saved circuits name it, so it changes with the prompts alone."""
     task = induction(testbed)
     assert task.test.labels is None
@@ -145,18 +145,18 @@ WRONG_SPANS = {
 
 
 @pytest.mark.parametrize("case", WRONG_SPANS)
-def test_spans_that_are_no_words_are_refused(testbed: Any, case: str) -> None:  # noqa: F811
+def test_spans_that_are_no_words_are_refused(testbed: Any, case: str) -> None:
     spans, names, message = WRONG_SPANS[case]
     with pytest.raises(ValueError, match=message):
         from_pairs("pairs", testbed, span_names=names, **repeat([dataclasses.replace(HE, spans=spans)]))
 
 
-def test_labels_are_for_all_examples_or_none(testbed: Any) -> None:  # noqa: F811
+def test_labels_are_for_all_examples_or_none(testbed: Any) -> None:
     with pytest.raises(ValueError, match="1 of 2 have one"):
         from_pairs("pairs", testbed, **repeat([HE, dataclasses.replace(SHE, label=1)]))
 
 
-def test_fields_of_another_size_are_refused(testbed: Any) -> None:  # noqa: F811
+def test_fields_of_another_size_are_refused(testbed: Any) -> None:
     batch = from_pairs("pairs", testbed, **repeat([HE, SHE])).test
     for changes in ({"labels": torch.zeros(3, dtype=torch.long)}, {"spans": torch.zeros(2, 3, dtype=torch.long)}):
         with pytest.raises((ValueError, TypeError), match=r"Give each|Type-check error"):
@@ -196,7 +196,7 @@ def test_a_slow_tokenizer_of_bytes() -> None:
     assert tokens_within(text, bounds, 7, 10) == range(8, 11)
 
 
-def test_a_mark_may_leave_out_the_space_but_cut_nothing_else(gpt2: Any) -> None:  # noqa: F811
+def test_a_mark_may_leave_out_the_space_but_cut_nothing_else(gpt2: Any) -> None:
     text = "one + two = three"
     bounds = token_bounds(gpt2, text)
     assert tokens_within(text, bounds, 12, 17) == tokens_within(text, bounds, 11, 17) == range(4, 5)

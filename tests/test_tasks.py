@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaForCausalLM
+from transformers import GPT2TokenizerFast, LlamaForCausalLM
 
-from tlprune.models.testbed_prompts import DIRECTORY
 from tlprune.task import Batch, Task
 from tlprune.tasks import TASKS, Pair, from_pairs, gendered_pronoun, greater_than, induction, ioi
 from tlprune.tasks.gendered_pronoun import NAMES, STORY_NAMES, STORY_TEMPLATES
@@ -18,21 +17,6 @@ TEXT_TASKS = ["ioi", "gendered-pronoun", "greater-than", "induction"]
 SIZES = {"train": 24, "validation": 12, "test": 16}
 HE = Pair("I know that John is kind, isn't", "I know that Mary is kind, isn't", " he", " she")
 SHE = Pair("So Mary is happy, isn't", "So John is happy, isn't", " she", " he")
-
-
-@pytest.fixture(scope="session")
-def testbed() -> Any:
-    return AutoTokenizer.from_pretrained(DIRECTORY)
-
-
-@pytest.fixture(scope="session")
-def gpt2(data_dir) -> Any:
-    return GPT2TokenizerFast.from_pretrained(data_dir / "tokenizers" / "gpt2")
-
-
-@pytest.fixture(scope="session")
-def stories(data_dir) -> Any:
-    return AutoTokenizer.from_pretrained(data_dir / "models" / "stories260K")
 
 
 def splits(task: Task) -> tuple[Batch, Batch, Batch]:
