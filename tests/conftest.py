@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,3 +26,29 @@ def data_dir() -> Path:
     if os.environ.get("TLPRUNE_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def testbed() -> Any:
+    """The tokenizer of the testbed model: whole words."""
+    from transformers import AutoTokenizer
+
+    from tlprune.models.testbed_prompts import DIRECTORY
+
+    return AutoTokenizer.from_pretrained(DIRECTORY)
+
+
+@pytest.fixture(scope="session")
+def gpt2(data_dir: Path) -> Any:
+    """The tokenizer of GPT-2: byte pairs."""
+    from transformers import GPT2TokenizerFast
+
+    return GPT2TokenizerFast.from_pretrained(data_dir / "tokenizers" / "gpt2")
+
+
+@pytest.fixture(scope="session")
+def stories(data_dir: Path) -> Any:
+    """The tokenizer of stories260K: short pieces, bytes, spaces of their own."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(data_dir / "models" / "stories260K")

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaForCausalLM
+from transformers import GPT2TokenizerFast, LlamaForCausalLM
 
-from tlprune.models.testbed_prompts import DIRECTORY
 from tlprune.task import Batch, Task
 from tlprune.tasks import TASKS, Pair, from_pairs, gendered_pronoun, greater_than, induction, ioi
 from tlprune.tasks.gendered_pronoun import NAMES, STORY_NAMES, STORY_TEMPLATES
@@ -17,21 +17,6 @@ TEXT_TASKS = ["ioi", "gendered-pronoun", "greater-than", "induction"]
 SIZES = {"train": 24, "validation": 12, "test": 16}
 HE = Pair("I know that John is kind, isn't", "I know that Mary is kind, isn't", " he", " she")
 SHE = Pair("So Mary is happy, isn't", "So John is happy, isn't", " she", " he")
-
-
-@pytest.fixture(scope="session")
-def testbed() -> Any:
-    return AutoTokenizer.from_pretrained(DIRECTORY)
-
-
-@pytest.fixture(scope="session")
-def gpt2(data_dir) -> Any:
-    return GPT2TokenizerFast.from_pretrained(data_dir / "tokenizers" / "gpt2")
-
-
-@pytest.fixture(scope="session")
-def stories(data_dir) -> Any:
-    return AutoTokenizer.from_pretrained(data_dir / "models" / "stories260K")
 
 
 def splits(task: Task) -> tuple[Batch, Batch, Batch]:
@@ -169,6 +154,23 @@ def test_greater_than_has_right_answers_and_wrong_foils(testbed):
     assert all(foil < start < answer for foil, start, answer in zip(foils, starts, answers, strict=True))
     assert all(" 01 " in text for text in prompts(testbed, batch, twin=True))
     assert valid_answers("from 1732 to 17") == tuple(str(number) for number in range(33, 100))
+
+
+@pytest.mark.parametrize("tokenizer", ["testbed", "gpt2"])
+def test_greater_than_labels_are_the_first_years_last_digits(request, tokenizer):
+    tokenizer = request.getfixturevalue(tokenizer)
+    task = greater_than(tokenizer, **SIZES)
+    numbers = task.options["number_tokens"]
+    assert list(numbers) == [f"{number:02d}" for number in range(100)]
+    assert tokenizer.batch_decode([[token] for token in numbers.values()]) == list(numbers)
+    for batch in splits(task):
+        for text, twin, label, answer, foil in zip(
+            prompts(tokenizer, batch), prompts(tokenizer, batch, twin=True), batch.labels.tolist(),
+            tokenizer.batch_decode(batch.answers), tokenizer.batch_decode(batch.foils), strict=True,
+        ):  # fmt: skip
+            first, second = (re.search(r"(\d\d) ?(\d\d)", prompt) for prompt in (text, twin))
+            assert (first[1], first[2], second[2]) == (second[1], f"{label:02d}", "01")
+            assert int(foil) < label < int(answer)
 
 
 def test_induction_repeats_in_the_prompt_and_not_in_its_twin(testbed):

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sites import Sites as Sites
+    from tlprune.sealing import LeakageError as LeakageError
+    from tlprune.sealing import sealed as sealed
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -90,6 +92,8 @@ _HOMES = {
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Sites": "sites",
+    "LeakageError": "sealing",
+    "sealed": "sealing",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",

@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
-        task: ioi, gendered-pronoun, greater-than, induction or planted.
+        task: ioi, gendered-pronoun, greater-than, induction, planted, or a file of prompts that ends in .jsonl.
         method: edge-pruning.
         out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
@@ -106,18 +106,19 @@ def discover(run: Run, method: Any) -> None:
     from tlprune.evaluation import evaluate
     from tlprune.files import write_whole
     from tlprune.models.load import load
+    from tlprune.sealing import sealed
 
     build = _task_builder(run.task)
     with _output_directory(run) as out:
         model = load(run.model, device=run.device)
         task = build(model, seed=run.task_seed)
-        found = method.find(model, task, metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
+        found = method.find(model, sealed(task), metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
     circuit = found.like(found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
     figures = evaluate(model, circuit, task.test)
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
-    draw(circuit, out / "circuit.html", title=f"{run.task} in {Path(run.model).name}")
+    draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
     print(f"wrote {', '.join(FILES)} to {out}/")
     print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')
@@ -145,7 +146,19 @@ def measure(settings: Measure) -> None:
     build = _task_builder(chosen["task"])
     model = load(chosen["model"], device=settings.device)
     task = build(model, seed=chosen.get("task_seed", 0))
+    if len(given) == 1:
+        _check_task(circuit, task)
     print(f"{circuit}\n\n{evaluate(model, circuit, task.test)}")
+
+
+def _check_task(circuit: Any, task: Any) -> None:
+    """The task of a run must still be the one that it was: else its test prompts may be ones that training saw."""
+    known = circuit.provenance.get("task", {}).get("fingerprint", task.fingerprint)
+    if known != task.fingerprint:
+        raise ValueError(
+            f"The circuit was found on prompts {known} of {task.name} but they are {task.fingerprint} now, so test "
+            "prompts may be ones that it was trained on. Restore them, or name those to measure it on with --task."
+        )
 
 
 def _parse(command: Any, words: Sequence[str], *, prog: str) -> Any:
@@ -170,8 +183,10 @@ def _unboxed(complaint: str) -> str:
 
 
 def _task_builder(name: str) -> Any:
-    from tlprune.tasks import TASKS
+    from tlprune.tasks import TASKS, jsonl
 
+    if name.endswith(".jsonl"):
+        return lambda model, seed: jsonl(model, name, seed=seed)
     return _choice("task", name, TASKS)
 
 
@@ -196,7 +211,7 @@ def _value_of(words: Sequence[str], flag: str, default: str) -> str:
 @contextlib.contextmanager
 def _output_directory(run: Run) -> Iterator[Path]:
     """The directory for a run, made and known to be writable before any work; gone again if the work cannot start."""
-    out = run.out or _fresh(Path("runs"), f"{Path(run.model).name}-{run.task}")
+    out = run.out or _fresh(Path("runs"), f"{Path(run.model).name}-{Path(run.task).stem}")
     if any((out / name).exists() for name in FILES):
         raise ValueError(f"{out} already holds a run. Choose another directory with --out, or remove it.")
     existed = out.exists()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -52,6 +53,8 @@ class Batch:
         positions: positions whose next-token prediction is read, ``(example, answer)``.
         answers: correct token at each of these positions, ``(example, answer)``.
         foils: the wrong token it is compared with, ``(example, answer)``.
+        labels: a class or number of each example, where a task has them.
+        spans: which of the task's ``span_names`` each position belongs to, by number; -1 outside all of them.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 7], [5, 8, 7]])
@@ -67,12 +70,24 @@ class Batch:
     positions: Int[Tensor, "example answer"]
     answers: Int[Tensor, "example answer"]
     foils: Int[Tensor, "example answer"]
+    labels: Int[Tensor, "example"] | None = None
+    spans: Int[Tensor, "example pos"] | None = None
 
     def __post_init__(self) -> None:
         if self.clean.ids.shape != self.corrupt.ids.shape:
             raise ValueError(
                 f"A batch needs clean and corrupted prompts of one shape but got {tuple(self.clean.ids.shape)} "
                 f"and {tuple(self.corrupt.ids.shape)}. Give each prompt a twin with as many tokens."
+            )
+        if self.labels is not None and len(self.labels) != len(self):
+            raise ValueError(
+                f"A batch of {len(self)} examples needs as many labels but got {len(self.labels)}. "
+                "Give each example one."
+            )
+        if self.spans is not None and self.spans.shape != self.clean.ids.shape:
+            raise ValueError(
+                f"Spans number the positions of the prompts, which are {tuple(self.clean.ids.shape)}, but have shape "
+                f"{tuple(self.spans.shape)}. Give each position a number, -1 where it has none."
             )
 
     def __len__(self) -> int:
@@ -86,7 +101,9 @@ class Batch:
         return self._map(lambda value: value.to(device))
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
-        return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        mapped: dict[str, Any] = {name: value if value is None else function(value) for name, value in values.items()}
+        return Batch(**mapped)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Consecutive pieces of at most ``size`` examples."""
@@ -110,12 +127,13 @@ class Tokenisation:
     Attributes:
         prepend_bos: whether a beginning-of-sequence token was put first.
         padding_side: the side on which shorter prompts are padded.
-        predicted: what is read: ``"last"``: the token that follows a prompt's last one.
+        predicted: what is read: ``"last"``: the token that follows a prompt's last one; ``"tagged"``: the tokens that
+            the file marks.
     """
 
     prepend_bos: bool
     padding_side: Literal["left", "right"] = "right"
-    predicted: Literal["last"] = "last"
+    predicted: Literal["last", "tagged"] = "last"
 
 
 @dataclass(frozen=True)
@@ -126,11 +144,13 @@ class Discovery:
         name: the task's.
         streams: training and validation examples by stream name.
         provenance: name, fingerprint, tokenisation and options of the task, as plain data.
+        span_names: the task's.
     """
 
     name: str
     streams: Mapping[str, tuple[Batch, Batch]]
     provenance: Mapping[str, Any]
+    span_names: tuple[str, ...] = ()
 
     def train(self, stream: str = MAIN) -> Batch:
         return self._stream(stream)[0]
@@ -158,12 +178,14 @@ class Task:
         streams: examples by stream name; most tasks have the single stream ``"main"``.
         tokenisation: beginning-of-sequence token and padding side.
         options: how the task was built (seed, counts, held-out templates), as plain data.
+        span_names: what the numbers in ``Batch.spans`` stand for; empty where no words are told apart.
     """
 
     name: str
     streams: Mapping[str, Stream]
     tokenisation: Tokenisation
     options: Mapping[str, Any] = field(default_factory=dict)
+    span_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, stream in self.streams.items():
@@ -179,17 +201,18 @@ class Task:
         seen = {name: (stream.train, stream.validation) for name, stream in self.streams.items()}
         provenance = {"name": self.name, "fingerprint": self.fingerprint}
         provenance |= {"tokenisation": asdict(self.tokenisation), "options": dict(self.options)}
-        return Discovery(self.name, seen, provenance)
+        return Discovery(self.name, seen, provenance, self.span_names)
 
     @property
     def test(self) -> Batch:
         """Test examples of the main stream."""
         return self.streams[MAIN].test
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of every token, position and answer, and of the tokenisation."""
+        """Hash of every token, position, answer, label and span, and of the tokenisation."""
         digest = hashlib.sha256(json.dumps(vars(self.tokenisation), sort_keys=True).encode())
+        digest.update("".join(f"span {name}" for name in self.span_names).encode())
         for name in sorted(self.streams):
             for split in ("train", "validation", "test"):
                 digest.update(f"{name}/{split}".encode())
@@ -201,3 +224,8 @@ def _digest_batch(digest: Any, batch: Batch) -> None:
     for value in (batch.clean.ids, batch.corrupt.ids, batch.positions, batch.answers, batch.foils):
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.cpu().numpy().tobytes())
+    for name in ("labels", "spans"):
+        value = getattr(batch, name)
+        if value is not None:
+            digest.update(name.encode())
+            digest.update(value.cpu().numpy().tobytes())

@@ -10,6 +10,7 @@ from tlprune.tasks.gendered_pronoun import gendered_pronoun
 from tlprune.tasks.greater_than import greater_than
 from tlprune.tasks.induction import induction
 from tlprune.tasks.ioi import ioi
+from tlprune.tasks.jsonl import jsonl
 from tlprune.tasks.pairs import Pair, from_pairs
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -20,4 +21,4 @@ TASKS: dict[str, Callable[..., Task]] = {
     "planted": planted_task,
 }
 
-__all__ = ["TASKS", "Pair", "from_pairs", "gendered_pronoun", "greater_than", "induction", "ioi"]
+__all__ = ["TASKS", "Pair", "from_pairs", "gendered_pronoun", "greater_than", "induction", "ioi", "jsonl"]

@@ -7,12 +7,14 @@ Behaviour studied in Mathwin et al., "Identifying a Preliminary Circuit for Pred
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.pairs import Pair
+from tlprune.tasks.sampling import check_templates, drawn_task, filled, hold_out
+from tlprune.tasks.tokenising import token_ids, tokenizer_of
 from tlprune.tasks.words import ADJECTIVES, NAMES, OBJECTS, PLACES, listed
 
 TEMPLATES: tuple[str, ...] = (
@@ -63,7 +65,7 @@ STORY_NAMES: dict[str, tuple[str, ...]] = {
     "he": listed("Max Mark Jim Jack Billy Joe Peter Benny John Bobby David"),
     "she": listed("Mia Sue Sara Lucy Jane Molly Ella Anna Emma Susie"),
 }
-
+SPAN_NAMES: tuple[str, ...] = ("name", "end")
 Group = Mapping[str, Sequence[str]]
 
 
@@ -82,7 +84,7 @@ def gendered_pronoun(
     """Prompts such as "So Mary is a really kind friend, isn't", which "she" completes.
 
     The twin has a name of the other gender with as many tokens; names without such a partner are dropped. The test has
-    templates and names of its own.
+    templates and names of its own. Spans: ``name``, and ``end``, the last token.
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -110,24 +112,19 @@ def gendered_pronoun(
     templates = TEMPLATES if templates is None else tuple(templates)
     check_templates(templates, required=("name",), known=("name", "adjective", "place", "object"))
     seen_templates, test_templates = hold_out(rng, templates, held_out_templates)
-    tokenizer, seen = tokenizer_of(model), set[str]()
+    tokenizer = tokenizer_of(model)
     pools = _hold_out_names(rng, paired_groups(tokenizer, NAMES if names is None else names), held_out_names)
     groups, test_groups = (paired_groups(tokenizer, pool) for pool in pools)
     test_names = sorted(name for group in test_groups for names in group.values() for name in names)
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, templates=seen_templates, groups=groups)
-
-    def draw_test(source: Random) -> Pair:
-        return sample_pair(source, templates=test_templates, groups=test_groups)
-
-    return from_pairs(
+    return drawn_task(
         "gendered-pronoun",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
+        discovery=partial(sample_pair, templates=seen_templates, groups=groups),
+        test=partial(sample_pair, templates=test_templates, groups=test_groups),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates, "held_out_names": test_names},
+        span_names=SPAN_NAMES,
     )
 
 
@@ -136,14 +133,15 @@ def sample_pair(rng: Random, *, templates: Sequence[str] = TEMPLATES, groups: Se
 
     Example:
         >>> sample_pair(Random(0), templates=["{name} ran because"], groups=[{"he": ["Tim"], "she": ["Sue"]}])
-        Pair(clean='Sue ran because', corrupt='Tim ran because', answer=' she', foil=' he')
+        Pair(clean='Sue ran because', corrupt='Tim ran because', answer=' she', foil=' he', label=None,
+             spans={'name': (0, 3)})
     """
     pronoun, other = rng.choice((("he", "she"), ("she", "he")))
     group = rng.choices(groups, weights=[len(group[pronoun]) for group in groups])[0]
     template, name, twin = rng.choice(templates), rng.choice(group[pronoun]), rng.choice(group[other])
     filling = {"adjective": rng.choice(ADJECTIVES), "place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
-    clean, corrupt = (template.format(name=someone, **filling) for someone in (name, twin))
-    return Pair(clean, corrupt, f" {pronoun}", f" {other}")
+    (clean, places), (corrupt, _) = (filled(template, {"name": someone, **filling}) for someone in (name, twin))
+    return Pair(clean, corrupt, f" {pronoun}", f" {other}", spans={"name": places["name"]})
 
 
 def paired_groups(tokenizer: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, list[str]]]:

@@ -7,13 +7,15 @@ for this library.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.pairs import Pair
+from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
+from tlprune.tasks.tokenising import is_one_token, token_ids, tokenizer_of
 from tlprune.tasks.words import EVENTS
 
 TEMPLATES: tuple[str, ...] = (
@@ -45,7 +47,10 @@ def greater_than(
 
     In the twin the first year ends in 01, so that nearly every two digits would do. The answer is one of the right
     completions and the foil one of the wrong ones. Years that are not two tokens of two digits are left out. A third
-    of the templates appear in the test only.
+    of the templates appear in the test only; years and events are shared.
+
+    ``Batch.labels`` holds the two digits of the first year, so that every number above it is a right answer.
+    ``Task.options["number_tokens"]`` has the token of each number "00" to "99".
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -69,21 +74,20 @@ def greater_than(
     templates = TEMPLATES if templates is None else tuple(templates)
     check_templates(templates, required=("start", "century"), known=("start", "century", "event"))
     seen_templates, test_templates = hold_out(rng, templates, None)
-    years, seen = split_years(tokenizer_of(model)), set[str]()
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, templates=seen_templates, years=years)
-
-    def draw_test(source: Random) -> Pair:
-        return sample_pair(source, templates=test_templates, years=years)
-
-    return from_pairs(
+    tokenizer = tokenizer_of(model)
+    years = split_years(tokenizer)
+    return drawn_task(
         "greater-than",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
-        options={"seed": seed, "held_out_templates": test_templates},
+        discovery=partial(sample_pair, templates=seen_templates, years=years),
+        test=partial(sample_pair, templates=test_templates, years=years),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
+        options={
+            "seed": seed,
+            "held_out_templates": test_templates,
+            "number_tokens": number_tokens(tokenizer, years),
+        },
     )
 
 
@@ -94,7 +98,7 @@ def sample_pair(
 
     Example:
         >>> sample_pair(Random(0), templates=["from {start} to {century}"], years={"17": ("01", "31", "32", "33")})
-        Pair(clean='from 1732 to 17', corrupt='from 1701 to 17', answer='33', foil='31')
+        Pair(clean='from 1732 to 17', corrupt='from 1701 to 17', answer='33', foil='31', label=32, spans={})
     """
     years = years or dict.fromkeys(CENTURIES, TWO_DIGITS)
     century = rng.choice(sorted(years))
@@ -105,7 +109,8 @@ def sample_pair(
     clean, corrupt = (
         template.format(start=century + start, century=century, event=event) for start in (endings[place], endings[0])
     )
-    return Pair(clean, corrupt, rng.choice(endings[place + 1 :]), rng.choice(endings[1:place]))
+    answer, foil = rng.choice(endings[place + 1 :]), rng.choice(endings[1:place])
+    return Pair(clean, corrupt, answer, foil, label=int(endings[place]))
 
 
 def valid_answers(prompt: str) -> tuple[str, ...]:
@@ -119,6 +124,28 @@ def valid_answers(prompt: str) -> tuple[str, ...]:
     if start is None:
         raise ValueError(f"A greater-than prompt needs a four-digit year but {prompt!r} has none. Put one in.")
     return tuple(number for number in TWO_DIGITS if number > start.group()[2:])
+
+
+def number_tokens(tokenizer: Any, years: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Token of each two-digit number as it ends a year; numbers that end none of the years are looked up by name.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        years: :func:`split_years` of it.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+        >>> found = number_tokens(tokenizer, split_years(tokenizer))
+        >>> len(found), tokenizer.decode(found["32"])
+        (100, '32')
+    """
+    known = dict(zip(TWO_DIGITS, tokenizer.convert_tokens_to_ids(list(TWO_DIGITS)), strict=True))
+    known = {number: token for number, token in known.items() if token not in (None, tokenizer.unk_token_id)}
+    for century, endings in years.items():
+        known |= {ending: token_ids(tokenizer, f"in {century}{ending}")[-1] for ending in endings}
+    return dict(sorted(known.items()))
 
 
 def split_years(tokenizer: Any) -> dict[str, tuple[str, ...]]:

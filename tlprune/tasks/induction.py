@@ -6,12 +6,14 @@ Behaviour studied in Olsson et al., "In-context Learning and Induction Heads" (2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
-from tlprune.tasks.sampling import distinct_pairs
+from tlprune.tasks.pairs import Pair
+from tlprune.tasks.sampling import drawn_task
+from tlprune.tasks.tokenising import is_one_token, token_ids, tokenizer_of
 from tlprune.tasks.words import PLAIN_WORDS
 
 _LENGTHS = (6, 7, 8)
@@ -30,7 +32,8 @@ def induction(
     """Prompts "A B C D E F ... B C", which D completes: random words, of which a stretch comes again.
 
     In the twin the second stretch is made of other words, so nothing is repeated. The foil is another word of the
-    prompt. Words that are not one token under the tokenizer are dropped.
+    prompt. Words that are not one token under the tokenizer are dropped. All splits draw from the same words: what a
+    prompt repeats, and where, is new in each.
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -50,18 +53,14 @@ def induction(
         >>> bool((task.test.clean.ids == task.test.answers).any(dim=1).all())
         True
     """
-    rng = Random(seed)
-    usable, seen = _usable(tokenizer_of(model), PLAIN_WORDS if words is None else tuple(words)), set[str]()
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, words=usable)
-
-    return from_pairs(
+    draw = partial(sample_pair, words=_usable(tokenizer_of(model), PLAIN_WORDS if words is None else tuple(words)))
+    return drawn_task(
         "induction",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw, rng, test, seen),
+        discovery=draw,
+        test=draw,
+        rng=Random(seed),
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed},
     )
 
@@ -72,7 +71,7 @@ def sample_pair(rng: Random, *, words: Sequence[str] = PLAIN_WORDS) -> Pair:
     Example:
         >>> pair = sample_pair(Random(0), words="abcdefghijklmnop")
         >>> pair
-        Pair(clean='b e i h g o m e i h', corrupt='b e i h g o m f d k', answer=' g', foil=' o')
+        Pair(clean='b e i h g o m e i h', corrupt='b e i h g o m f d k', answer=' g', foil=' o', label=None, spans={})
     """
     length, repeated = rng.choice(_LENGTHS), rng.choice((2, 3, 4))
     drawn = rng.sample(words, length + repeated)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from tlprune.task import Task
-from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
-from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
+from tlprune.tasks.pairs import Pair
+from tlprune.tasks.sampling import check_templates, drawn_task, filled, hold_out
+from tlprune.tasks.tokenising import is_one_token, token_ids, tokenizer_of
 from tlprune.tasks.words import NAMES, OBJECTS, PLACES
 
 # {A} and {B} are the first two names, {S} the one that comes again. Each template serves in both orders:
@@ -39,6 +41,7 @@ TEMPLATES: tuple[str, ...] = (
     "At the {place} {A} argued with {B}, yet in the end {S} awarded a {object} to",
 )
 ALL_NAMES: tuple[str, ...] = NAMES["he"] + NAMES["she"]
+SPAN_NAMES: tuple[str, ...] = ("io", "s1", "s1+1", "s2", "end")
 _SMALLEST_POOL = 5
 
 
@@ -57,6 +60,9 @@ def ioi(
     The twin has three other names, none of them repeated, with as many tokens each. The answer is the name that came
     once, the foil the repeated one. A third of the templates (each in both orders) and a third of the names appear in
     the test only. Names that are not one token under the tokenizer are dropped.
+
+    Spans: ``io``, the name that came once; ``s1`` and ``s2``, the repeated name where it comes first and again;
+    ``s1+1``, the token behind ``s1``; ``end``, the last token.
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -83,21 +89,15 @@ def ioi(
     seen_templates, test_templates = hold_out(rng, templates, None)
     known = _usable(tokenizer_of(model), ALL_NAMES if names is None else tuple(names))
     seen_names, test_names = hold_out(rng, sorted(known), None)
-    seen: set[str] = set()
-
-    def draw(source: Random) -> Pair:
-        return sample_pair(source, templates=seen_templates, groups=_groups(known, seen_names))
-
-    def draw_test(source: Random) -> Pair:
-        return sample_pair(source, templates=test_templates, groups=_groups(known, test_names))
-
-    return from_pairs(
+    return drawn_task(
         "ioi",
         model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
+        discovery=partial(sample_pair, templates=seen_templates, groups=_groups(known, seen_names)),
+        test=partial(sample_pair, templates=test_templates, groups=_groups(known, test_names)),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates, "held_out_names": test_names},
+        span_names=SPAN_NAMES,
     )
 
 
@@ -110,7 +110,8 @@ def sample_pair(
         >>> names = ["Ann", "Bea", "Cid", "Dan", "Eve"]
         >>> pair = sample_pair(Random(1), templates=["{A} met {B}, so {S} wrote to"], groups=[names])
         >>> pair
-        Pair(clean='Dan met Ann, so Dan wrote to', corrupt='Bea met Eve, so Cid wrote to', answer=' Ann', foil=' Dan')
+        Pair(clean='Dan met Ann, so Dan wrote to', corrupt='Bea met Eve, so Cid wrote to', answer=' Ann', foil=' Dan',
+             label=None, spans={'io': (7, 11), 's1': (0, 3), 's2': (15, 19)})
     """
     receivers, actors = rng.choices(groups, weights=[len(group) for group in groups], k=2)
     receiver = rng.choice(receivers)
@@ -120,12 +121,14 @@ def sample_pair(
     template, receiver_first = rng.choice(templates), rng.random() < 0.5
     filling = {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
 
-    def text(received: str, acted: str, again: str) -> str:
+    def fill(received: str, acted: str, again: str) -> tuple[str, dict[str, tuple[int, int]]]:
         first, second = (received, acted) if receiver_first else (acted, received)
-        return template.format(A=first, B=second, S=again, **filling)
+        return filled(template, {"A": first, "B": second, "S": again, **filling})
 
-    corrupt = text(other_receiver, other_actor, actor_again)
-    return Pair(text(receiver, actor, actor), corrupt, f" {receiver}", f" {actor}")
+    (clean, places), (corrupt, _) = fill(receiver, actor, actor), fill(other_receiver, other_actor, actor_again)
+    slots = ("A", "B", "S") if receiver_first else ("B", "A", "S")
+    spans = {name: places[slot] for name, slot in zip(("io", "s1", "s2"), slots, strict=True)}
+    return Pair(clean, corrupt, f" {receiver}", f" {actor}", spans=spans)
 
 
 def _usable(tokenizer: Any, names: Sequence[str]) -> dict[str, int]:

@@ -1,16 +1,22 @@
-"""Text pairs in, a task out: the tokenisation that every prompt-pair task shares."""
+"""Text pairs in, a task out: a prompt, its twin, and the two next words that are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-
-from tlprune.task import MAIN, Batch, Stream, Task, Tokenisation, Tokens
-
-PaddingSide = Literal["left", "right"]
+from tlprune.task import Task, Tokenisation
+from tlprune.tasks.rows import PaddingSide, Row, task_of_rows
+from tlprune.tasks.tokenising import (
+    beginning,
+    is_one_token,
+    padding_token,
+    token_bounds,
+    token_ids,
+    tokenizer_of,
+    tokens_within,
+)
 
 
 @dataclass(frozen=True)
@@ -22,20 +28,16 @@ class Pair:
         corrupt: twin with as many tokens, in which the deciding information is replaced.
         answer: right continuation of ``clean``, with its leading space if it has one (``" he"``).
         foil: wrong continuation that the answer is compared with.
+        label: class or number of the example.
+        spans: words of ``clean`` by name: first character, and the one after the last.
     """
 
     clean: str
     corrupt: str
     answer: str
     foil: str
-
-
-@dataclass(frozen=True)
-class _Row:
-    clean: list[int]
-    corrupt: list[int]
-    answer: int
-    foil: int
+    label: int | None = None
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
 
 def from_pairs(
@@ -48,11 +50,13 @@ def from_pairs(
     prepend_bos: bool | None = None,
     padding_side: PaddingSide = "right",
     options: Mapping[str, Any] | None = None,
+    span_names: Sequence[str] = (),
 ) -> Task:
     """A task from pairs of text.
 
     Answers are tokenised in context: the tokens of prompt plus answer must be those of the prompt and one more. The
-    prediction that is read is the one at the last real token of each prompt.
+    prediction that is read is the one at the last real token of each prompt. Pairs may differ in length; shorter ones
+    are padded.
 
     Args:
         name: short name of the task.
@@ -64,10 +68,13 @@ def from_pairs(
             has one.
         padding_side: where shorter prompts are padded.
         options: how the pairs were made, as plain data, to be saved with results.
+        span_names: the spans to tell apart, of those in ``Pair.spans``. ``"end"`` is the last token of a prompt and
+            ``"x+1"`` the token behind the span ``x``, wherever no word of the pair is there.
 
     Raises:
         ValueError: if there is no tokenizer, a split is empty, the two prompts of a pair differ in their number of
-            tokens, or an answer or foil is not exactly one token in its context, or both are the same token.
+            tokens, an answer or foil is not exactly one token in its context, both are the same token, or spans
+            overlap or cut a token.
 
     Example:
         >>> from transformers import AutoTokenizer
@@ -80,60 +87,18 @@ def from_pairs(
         >>> task.test.positions.tolist()
         [[9]]
     """
-    tokenizer = tokenizer_of(model)
-    if prepend_bos is None:
-        prepend_bos = tokenizer.bos_token_id is not None
-    first = [_bos(tokenizer)] if prepend_bos else []
-    splits = (
-        _batch(name, [_row(tokenizer, pair, first) for pair in pairs], _padding(tokenizer), padding_side)
-        for pairs in (train, validation, test)
-    )
-    return Task(name, {MAIN: Stream(*splits)}, Tokenisation(prepend_bos, padding_side), dict(options or {}))
+    tokenizer, names = tokenizer_of(model), tuple(span_names)
+    first = beginning(tokenizer, prepend_bos)
+    splits = {
+        split: [_row(tokenizer, pair, first, names) for pair in pairs]
+        for split, pairs in (("train", train), ("validation", validation), ("test", test))
+    }
+    tokenisation = Tokenisation(bool(first), padding_side)
+    padding = padding_token(tokenizer)
+    return task_of_rows(name, splits, tokenisation, padding=padding, options=options or {}, span_names=names)
 
 
-def tokenizer_of(model: Any) -> Any:
-    """The tokenizer that a model carries, or the argument itself where it is one.
-
-    Raises:
-        ValueError: if neither is the case.
-    """
-    tokenizer = getattr(model, "tokenizer", model)
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
-        raise ValueError(
-            f"A text task needs a tokenizer but {type(model).__name__} carries none. "
-            "Set model.tokenizer, or give a Hugging Face tokenizer in place of the model."
-        )
-    return tokenizer
-
-
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of the text alone, without the special tokens that some tokenizers add."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def is_one_token(tokenizer: Any, prompt: str, word: str) -> bool:
-    """Whether ``word`` adds exactly one token to ``prompt`` and leaves the prompt's own tokens as they are."""
-    before, after = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + word)
-    return len(after) == len(before) + 1 and after[:-1] == before
-
-
-def _bos(tokenizer: Any) -> int:
-    if tokenizer.bos_token_id is None:
-        raise ValueError(
-            "prepend_bos=True needs a beginning-of-sequence token but this tokenizer has none. "
-            "Set tokenizer.bos_token, or give prepend_bos=False."
-        )
-    return int(tokenizer.bos_token_id)
-
-
-def _padding(tokenizer: Any) -> int:
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def _row(tokenizer: Any, pair: Pair, first: list[int]) -> _Row:
+def _row(tokenizer: Any, pair: Pair, first: list[int], span_names: tuple[str, ...]) -> Row:
     clean, corrupt = token_ids(tokenizer, pair.clean), token_ids(tokenizer, pair.corrupt)
     if len(clean) != len(corrupt):
         raise ValueError(
@@ -145,7 +110,9 @@ def _row(tokenizer: Any, pair: Pair, first: list[int]) -> _Row:
         raise ValueError(
             f"A pair needs a foil that differs from its answer but {pair!r} has one token for both. Give another foil."
         )
-    return _Row(first + clean, first + corrupt, answer, foil)
+    spans = [-1] * len(first) + span_numbers(tokenizer, pair, span_names) if span_names else None
+    last = len(first + clean) - 1
+    return Row(first + clean, first + corrupt, [last], [answer], [foil], pair.label, spans)
 
 
 def _next_token(tokenizer: Any, pair: Pair, word: str) -> int:
@@ -160,29 +127,36 @@ def _next_token(tokenizer: Any, pair: Pair, word: str) -> int:
     return token_ids(tokenizer, pair.clean + word)[-1]
 
 
-def _batch(name: str, rows: list[_Row], padding: int, side: PaddingSide) -> Batch:
-    if not rows:
-        raise ValueError(f"Task {name!r} needs at least one pair in each split but one is empty. Give it more pairs.")
-    lengths = torch.tensor([len(row.clean) for row in rows])
-    width = int(lengths.max())
-    last = lengths - 1 if side == "right" else torch.full_like(lengths, width - 1)
-    return Batch(
-        index=torch.arange(len(rows)),
-        clean=_padded([row.clean for row in rows], width, padding, side),
-        corrupt=_padded([row.corrupt for row in rows], width, padding, side),
-        positions=last[:, None],
-        answers=torch.tensor([[row.answer] for row in rows]),
-        foils=torch.tensor([[row.foil] for row in rows]),
-    )
+def span_numbers(tokenizer: Any, pair: Pair, names: Sequence[str]) -> list[int]:
+    """For each token of the clean prompt the place of its span in ``names``, or -1.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> pair = Pair("So Mary is kind", "So John is kind", " and", " so", spans={"name": (3, 7)})
+        >>> span_numbers(AutoTokenizer.from_pretrained(DIRECTORY), pair, ["name", "name+1", "end"])
+        [-1, 0, 1, 2]
+    """
+    bounds = token_bounds(tokenizer, pair.clean)
+    words = {name: tokens_within(pair.clean, bounds, *place) for name, place in pair.spans.items()}
+    numbers = [-1] * len(bounds)
+    for name, tokens in words.items():
+        if name not in names or any(numbers[token] != -1 for token in tokens):
+            raise ValueError(
+                f"Spans need names among {list(names)} and words that do not overlap but {name!r} is not so in "
+                f"{pair!r}. Mark each word once, and list its name in span_names."
+            )
+        for token in tokens:
+            numbers[token] = names.index(name)
+    for name in (name for name in names if name not in words):
+        token = _token_beside(name, words, len(bounds))
+        if token is not None and numbers[token] == -1:
+            numbers[token] = names.index(name)
+    return numbers
 
 
-def _padded(prompts: list[list[int]], width: int, padding: int, side: PaddingSide) -> Tokens:
-    ids = torch.tensor([_fill(prompt, width, padding, side) for prompt in prompts])
-    if all(len(prompt) == width for prompt in prompts):
-        return Tokens(ids)
-    return Tokens(ids, torch.tensor([_fill([1] * len(prompt), width, 0, side) for prompt in prompts]))
-
-
-def _fill(values: list[int], width: int, filler: int, side: PaddingSide) -> list[int]:
-    missing = [filler] * (width - len(values))
-    return values + missing if side == "right" else missing + values
+def _token_beside(name: str, words: Mapping[str, range], count: int) -> int | None:
+    if name == "end":
+        return count - 1
+    before = words.get(name.removesuffix("+1"))
+    return before.stop if before is not None and before.stop < count else None

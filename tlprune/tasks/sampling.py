@@ -1,20 +1,74 @@
-"""Seeded draws that the prompt-pair tasks share: distinct pairs, and what is kept for the test."""
+"""Seeded draws that the prompt-pair tasks share: a task of distinct pairs, and what is kept for its test."""
 
 from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tlprune.tasks.pairs import Pair
+from tlprune.task import Task
+from tlprune.tasks.pairs import Pair, from_pairs
 
 Item = TypeVar("Item")
+Draw = Callable[[Random], Pair]
 _PATIENCE = 100
 
 
-def distinct_pairs(draw: Callable[[Random], Pair], rng: Random, count: int, seen: set[str]) -> list[Pair]:
+def drawn_task(
+    name: str,
+    model: Any,
+    *,
+    discovery: Draw,
+    test: Draw,
+    rng: Random,
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+    span_names: Sequence[str] = (),
+) -> Task:
+    """A task whose splits are drawn one after the other and share no clean prompt.
+
+    Args:
+        name: short name of the task.
+        model: a model with a tokenizer, or a Hugging Face tokenizer.
+        discovery: makes one pair for training and validation.
+        test: makes one pair for the test.
+        rng: source of randomness.
+        sizes: examples under ``"train"``, ``"validation"`` and ``"test"``.
+        options: how the pairs were made, as plain data.
+        span_names: as for :func:`~tlprune.tasks.from_pairs`.
+
+    Raises:
+        ValueError: as :func:`distinct_pairs` and :func:`~tlprune.tasks.from_pairs` do.
+
+    Example:
+        >>> from functools import partial
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> from tlprune.tasks.induction import sample_pair
+        >>> draw = partial(sample_pair, words="book city home door story war girl boy king art air law".split())
+        >>> sizes = {"train": 3, "validation": 2, "test": 1}
+        >>> task = drawn_task(
+        ...     "words", AutoTokenizer.from_pretrained(DIRECTORY),
+        ...     discovery=draw, test=draw, rng=Random(0), sizes=sizes, options={},
+        ... )
+        >>> len(task.discovery.train()), len(task.test)
+        (3, 1)
+    """
+    seen: set[str] = set()
+    return from_pairs(
+        name,
+        model,
+        train=distinct_pairs(discovery, rng, sizes["train"], seen),
+        validation=distinct_pairs(discovery, rng, sizes["validation"], seen),
+        test=distinct_pairs(test, rng, sizes["test"], seen),
+        options=options,
+        span_names=span_names,
+    )
+
+
+def distinct_pairs(draw: Draw, rng: Random, count: int, seen: set[str]) -> list[Pair]:
     """``count`` pairs whose clean prompts are all new.
 
     Args:
@@ -94,3 +148,22 @@ def check_templates(templates: Sequence[str], *, required: Iterable[str], known:
                 f"A template needs the slots {sorted(required)} and may use {sorted(known)} but {template!r} has "
                 f"{sorted(slots)}. Write it with those slots."
             )
+
+
+def filled(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The template with its slots filled, and where each slot's word stands: its space before it, to its end.
+
+    A slot that occurs more than once is placed where it comes first.
+
+    Example:
+        >>> filled("{A} met {B}", {"A": "Ann", "B": "Bea", "S": "Ann"})
+        ('Ann met Bea', {'A': (0, 3), 'B': (7, 11)})
+    """
+    text, places = "", dict[str, tuple[int, int]]()
+    for literal, slot, _, _ in string.Formatter().parse(template):
+        text += literal
+        if slot is not None:
+            begin = len(text) - text.endswith(" ")
+            text += words[slot]
+            places.setdefault(slot, (begin, len(text)))
+    return text, places

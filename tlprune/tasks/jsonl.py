@@ -1,0 +1,175 @@
+"""Your own prompts from a file: one JSON object per line, with tags around what is to be predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlprune.task import Task, Tokenisation
+from tlprune.tasks.lines import SPLITS, TAG, Line, split_lines
+from tlprune.tasks.rows import PaddingSide, Row, task_of_rows
+from tlprune.tasks.tokenising import beginning, padding_token, token_bounds, token_ids, tokenizer_of, tokens_within
+
+
+def jsonl(
+    model: Any,
+    path: str | Path,
+    *,
+    test: str | Path | None = None,
+    held_out: float = 0.2,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    padding_side: PaddingSide = "right",
+) -> Task:
+    """A task from a file of JSON lines such as
+    ``{"clean": "1 + 2 = <predict>3</predict>", "corrupted": "1 + 4 = <predict>5</predict>", "split": "train"}``.
+
+    The text between tags is predicted, each of its tokens from the position before it, given all true tokens before.
+    Tags may stand anywhere, several times in a row; all rows need equally many predicted tokens. The foil of a token is
+    the one at the same place in the corrupted text, or in ``"foil"``: a text, or a list of one for each pair of tags.
+    Text is tokenised without its tags, so that they change no token, and a tag inside a token is an error; a space
+    before the first tagged character belongs to its token. What follows the last answer is left out, because attention
+    never looks back at it.
+
+    Splits: ``"split"`` stands in all rows or in none. Without it all rows serve training and validation alike. Test
+    examples are those marked ``"test"``; else the rows of a second file, ``test=``; else ``held_out`` of the training
+    prompts, drawn by ``seed`` and taken from training and validation. No method sees them, so a test prompt that is
+    also one of training or validation is an error.
+
+    Args:
+        model: a model with a tokenizer, or a Hugging Face tokenizer.
+        path: the file.
+        test: a second file for the test, without ``"split"`` in its rows, or with ``"test"`` in all.
+        held_out: share of the training prompts that becomes the test where there is none, in (0, 1).
+        seed: of that draw.
+        prepend_bos: whether exactly one beginning-of-sequence token goes first; ``None`` means wherever the tokenizer
+            has one.
+        padding_side: where shorter prompts are padded.
+
+    Raises:
+        ValueError: naming file and line, if a line is not such an object, its texts differ in their numbers of tokens
+            or answers, or a tag cuts a token; if a split is empty; if test prompts are not of their own.
+
+    Source: the custom data sets of Edge Pruning (Bhaskar et al., NeurIPS 2024).
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> row = '{"clean": "So %s is <predict>kind</predict>", "corrupted": "So %s is <predict>brave</predict>"}'
+        >>> names = "John Mary Paul Anna James".split()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "mine.jsonl")
+        ...     _ = file.write_text("\\n".join(row % (name, "Peter") for name in names))
+        ...     task = jsonl(AutoTokenizer.from_pretrained(DIRECTORY), file)
+        >>> task.name, len(task.discovery.train()), len(task.test), task.test.positions.tolist()
+        ('mine', 4, 1, [[3]])
+    """
+    tokenizer = tokenizer_of(model)
+    first = beginning(tokenizer, prepend_bos)
+    lines, options = split_lines(Path(path), None if test is None else Path(test), held_out=held_out, seed=seed)
+    rows = {split: [_row(tokenizer, line, first) for line in lines[split]] for split in SPLITS}
+    _refuse_ragged(lines, rows)
+    tokenisation = Tokenisation(bool(first), padding_side, "tagged")
+    return task_of_rows(Path(path).stem, rows, tokenisation, padding=padding_token(tokenizer), options=options)
+
+
+@dataclass(frozen=True)
+class _Tagged:
+    text: str
+    ids: list[int]
+    answers: list[range]
+
+
+def _row(tokenizer: Any, line: Line, first: list[int]) -> Row:
+    with _at(line):
+        clean, corrupt = (_tagged(tokenizer, text) for text in (line.clean, line.corrupted))
+        _check_twins(clean, corrupt)
+        positions = [token for tokens in clean.answers for token in tokens]
+        if not first and positions[0] == 0:
+            raise ValueError(
+                "An answer is predicted from the token before it but this one comes first. Put text before it, or give "
+                "prepend_bos=True."
+            )
+        answers = [clean.ids[token] for token in positions]
+        foils = _foils(tokenizer, line, clean) if line.foils else [corrupt.ids[token] for token in positions]
+        if answers == foils:
+            raise ValueError(
+                f"A foil must differ from the answer but both are {tokenizer.decode(answers)!r}. Give the corrupted "
+                "text another answer, or add 'foil'."
+            )
+        read = [len(first) + token - 1 for token in positions]
+        return Row(first + clean.ids[: positions[-1]], first + corrupt.ids[: positions[-1]], read, answers, foils)
+
+
+@contextmanager
+def _at(line: Line) -> Iterator[None]:
+    """Errors name the line."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{line.place}: {error}") from None
+
+
+def _tagged(tokenizer: Any, text: str) -> _Tagged:
+    plain, stretches = _stretches(text)
+    bounds = token_bounds(tokenizer, plain)
+    answers = [tokens_within(plain, bounds, *stretch) for stretch in stretches]
+    return _Tagged(plain, token_ids(tokenizer, plain), answers)
+
+
+def _stretches(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without tags, and the characters that each pair of tags encloses."""
+    pieces, tags = TAG.split(text), TAG.findall(text)
+    if not tags:
+        raise ValueError(f"A text needs something to predict but {text!r} has no tag. Write <predict>...</predict>.")
+    if tags != ["<predict>", "</predict>"] * (len(tags) // 2):
+        raise ValueError(f"Tags must open and close in turn but {text!r} has {' '.join(tags)}. Balance them.")
+    ends = [sum(map(len, pieces[: number + 1])) for number in range(len(pieces))]
+    return "".join(pieces), [(ends[number], ends[number + 1]) for number in range(0, len(tags), 2)]
+
+
+def _check_twins(clean: _Tagged, corrupt: _Tagged) -> None:
+    if len(clean.ids) != len(corrupt.ids):
+        raise ValueError(
+            f"Clean and corrupted text need equally many tokens but {clean.text!r} has {len(clean.ids)} and "
+            f"{corrupt.text!r} has {len(corrupt.ids)}. Replace words by others with as many tokens."
+        )
+    if clean.answers != corrupt.answers:
+        places = [[token for tokens in text.answers for token in tokens] for text in (clean, corrupt)]
+        raise ValueError(
+            f"Clean and corrupted text need answers at the same tokens but have them at {places[0]} and {places[1]}. "
+            "Tag the same places in both, with words of as many tokens."
+        )
+
+
+def _foils(tokenizer: Any, line: Line, clean: _Tagged) -> list[int]:
+    """The foils' tokens where the answers stand, each in the clean text with only that answer exchanged."""
+    _, stretches = _stretches(line.clean)
+    if len(line.foils) != len(stretches):
+        raise ValueError(f"Each answer needs a foil but {len(stretches)} have {len(line.foils)}. Give as many.")
+    found: list[int] = []
+    for foil, (begin, end), tokens in zip(line.foils, stretches, clean.answers, strict=True):
+        text = clean.text[:begin] + foil + clean.text[end:]
+        place = tokens_within(text, token_bounds(tokenizer, text), begin, begin + len(foil))
+        if place != tokens:
+            raise ValueError(
+                f"A foil needs as many tokens as its answer, {len(tokens)}, but {foil!r} has {len(place)}. "
+                "Give another foil."
+            )
+        found += token_ids(tokenizer, text)[place.start : place.stop]
+    return found
+
+
+def _refuse_ragged(lines: dict[str, list[Line]], rows: dict[str, list[Row]]) -> None:
+    count = len(rows["train"][0].positions)
+    for split in SPLITS:
+        for line, row in zip(lines[split], rows[split], strict=True):
+            if len(row.positions) != count:
+                raise ValueError(
+                    f"{line.place}: all rows need equally many predicted tokens but this has {len(row.positions)} and "
+                    f"{lines['train'][0].place} has {count}. Put rows of each number into a file of their own."
+                )
