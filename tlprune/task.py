@@ -13,6 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 MAIN = "main"
+# From logits and the full model's log-probabilities, (example, answer, vocab) each, to one number per example.
+Metric = Callable[[Tensor, "Batch", Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Batch:
         positions: positions whose next-token prediction is read, ``(example, answer)``.
         answers: correct token at each of these positions, ``(example, answer)``.
         foils: the wrong token it is compared with, ``(example, answer)``.
+        labels: a number that a task's own metrics need of each example, ``(example,)``, such as greater-than's first
+            year; ``None`` where there is none.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 7], [5, 8, 7]])
@@ -67,6 +71,7 @@ class Batch:
     positions: Int[Tensor, "example answer"]
     answers: Int[Tensor, "example answer"]
     foils: Int[Tensor, "example answer"]
+    labels: Int[Tensor, "example"] | None = None
 
     def __post_init__(self) -> None:
         if self.clean.ids.shape != self.corrupt.ids.shape:
@@ -86,7 +91,8 @@ class Batch:
         return self._map(lambda value: value.to(device))
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
-        return Batch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return Batch(**{name: function(value) for name, value in given.items()})
 
     def split(self, size: int) -> Iterator[Batch]:
         """Consecutive pieces of at most ``size`` examples."""
@@ -158,12 +164,15 @@ class Task:
         streams: examples by stream name; most tasks have the single stream ``"main"``.
         tokenisation: beginning-of-sequence token and padding side.
         options: how the task was built (seed, counts, held-out templates), as plain data.
+        metrics: figures that only this behaviour has, by name: functions of logits, batch and the full model's
+            log-probabilities that give one number per example, higher for a better circuit.
     """
 
     name: str
     streams: Mapping[str, Stream]
     tokenisation: Tokenisation
     options: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, stream in self.streams.items():
@@ -188,7 +197,7 @@ class Task:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every token, position and answer, and of the tokenisation."""
+        """Hash of every token, position, answer and label, and of the tokenisation."""
         digest = hashlib.sha256(json.dumps(vars(self.tokenisation), sort_keys=True).encode())
         for name in sorted(self.streams):
             for split in ("train", "validation", "test"):
@@ -198,6 +207,7 @@ class Task:
 
 
 def _digest_batch(digest: Any, batch: Batch) -> None:
-    for value in (batch.clean.ids, batch.corrupt.ids, batch.positions, batch.answers, batch.foils):
+    labels = () if batch.labels is None else (batch.labels,)
+    for value in (batch.clean.ids, batch.corrupt.ids, batch.positions, batch.answers, batch.foils, *labels):
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.cpu().numpy().tobytes())
