@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import re
+
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaForCausalLM
@@ -169,6 +171,22 @@ def test_greater_than_has_right_answers_and_wrong_foils(testbed):
     assert all(foil < start < answer for foil, start, answer in zip(foils, starts, answers, strict=True))
     assert all(" 01 " in text for text in prompts(testbed, batch, twin=True))
     assert valid_answers("from 1732 to 17") == tuple(str(number) for number in range(33, 100))
+
+
+def test_greater_than_labels_each_example_with_its_first_year(testbed):
+    task = greater_than(testbed, **SIZES)
+    for batch in (task.discovery.train(), task.discovery.validation(), task.test):
+        starts = [re.search(r"(\d\d) (\d\d)", text).group(2) for text in prompts(testbed, batch)]
+        assert batch.labels.tolist() == [int(start) for start in starts]
+        assert len(set(starts)) > 5
+
+
+@pytest.mark.parametrize("tokenizer", ["testbed", "gpt2"])
+def test_greater_than_knows_the_tokens_of_all_years(tokenizer, request):
+    tokens = greater_than(request.getfixturevalue(tokenizer), **SIZES).metrics["year_ranking"].tokens
+    known = request.getfixturevalue(tokenizer)
+    assert list(tokens) == list(range(100))
+    assert [known.decode([token]) for token in tokens.values()] == [f"{year:02d}" for year in range(100)]
 
 
 def test_induction_repeats_in_the_prompt_and_not_in_its_twin(testbed):

@@ -6,15 +6,19 @@ for this library.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from tlprune.task import Task
+import torch
+
+from tlprune.task import MAIN, Batch, Stream, Task
 from tlprune.tasks.pairs import Pair, from_pairs, is_one_token, token_ids, tokenizer_of
 from tlprune.tasks.sampling import check_templates, distinct_pairs, hold_out
 from tlprune.tasks.words import EVENTS
+from tlprune.tasks.year_metrics import year_metrics
 
 TEMPLATES: tuple[str, ...] = (
     "Records say that the {event} began in {start} and ended in {century}",
@@ -47,6 +51,11 @@ def greater_than(
     completions and the foil one of the wrong ones. Years that are not two tokens of two digits are left out. A third
     of the templates appear in the test only.
 
+    Because many answers are right, the task brings metrics of its own: ``years_above`` and ``years_above_10``, the
+    probability of the years above the first one less that of those below it (at most 10 away), and ``year_ranking``,
+    Kendall's tau between the circuit's and the full model's ranking of all two-digit years. A batch's ``labels`` are
+    the last two digits of the first years.
+
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
         train: examples to learn from.
@@ -77,14 +86,21 @@ def greater_than(
     def draw_test(source: Random) -> Pair:
         return sample_pair(source, templates=test_templates, years=years)
 
-    return from_pairs(
-        "greater-than",
-        model,
-        train=distinct_pairs(draw, rng, train, seen),
-        validation=distinct_pairs(draw, rng, validation, seen),
-        test=distinct_pairs(draw_test, rng, test, seen),
-        options={"seed": seed, "held_out_templates": test_templates},
+    trained = distinct_pairs(draw, rng, train, seen)
+    validated = distinct_pairs(draw, rng, validation, seen)
+    tested = distinct_pairs(draw_test, rng, test, seen)
+    options = {"seed": seed, "held_out_templates": test_templates}
+    task = from_pairs("greater-than", model, train=trained, validation=validated, test=tested, options=options)
+    plain = task.streams[MAIN]
+    labelled = Stream(
+        _labelled(plain.train, trained), _labelled(plain.validation, validated), _labelled(plain.test, tested)
     )
+    metrics = year_metrics(year_tokens(tokenizer_of(model), years))
+    return dataclasses.replace(task, streams={MAIN: labelled}, metrics=metrics)
+
+
+def _labelled(batch: Batch, pairs: Sequence[Pair]) -> Batch:
+    return dataclasses.replace(batch, labels=torch.tensor([int(_start(pair.clean)) for pair in pairs]))
 
 
 def sample_pair(
@@ -115,10 +131,16 @@ def valid_answers(prompt: str) -> tuple[str, ...]:
         >>> valid_answers("from 1797 to 17")
         ('98', '99')
     """
+    start = _start(prompt)
+    return tuple(number for number in TWO_DIGITS if number > start)
+
+
+def _start(prompt: str) -> str:
+    """The last two digits of the first year of a prompt."""
     start = re.search(r"\d{4}", prompt)
     if start is None:
         raise ValueError(f"A greater-than prompt needs a four-digit year but {prompt!r} has none. Put one in.")
-    return tuple(number for number in TWO_DIGITS if number > start.group()[2:])
+    return start.group()[2:]
 
 
 def split_years(tokenizer: Any) -> dict[str, tuple[str, ...]]:
@@ -142,3 +164,14 @@ def _endings(tokenizer: Any, century: str) -> tuple[str, ...]:
     if not is_one_token(tokenizer, "in", f" {century}"):
         return ()
     return tuple(ending for ending in TWO_DIGITS if is_one_token(tokenizer, f"in {century}", ending))
+
+
+def year_tokens(tokenizer: Any, years: dict[str, tuple[str, ...]]) -> dict[int, int]:
+    """The token that ends a year, for each two digits that end some year or are one token by themselves.
+
+    The latter are those, such as 00 for GPT-2, that are part of a longer token in every year but may be predicted.
+    """
+    found = {int(number): ids[0] for number in TWO_DIGITS if len(ids := token_ids(tokenizer, number)) == 1}
+    for century, endings in years.items():
+        found |= {int(ending): token_ids(tokenizer, f"in {century}{ending}")[-1] for ending in endings}
+    return dict(sorted(found.items()))
