@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from tlprune.circuit import Circuit as Circuit
     from tlprune.circuit import Scores as Scores
     from tlprune.drawing import draw as draw
-    from tlprune.evaluation import Evaluation as Evaluation
-    from tlprune.evaluation import evaluate as evaluate
+    from tlprune.evaluation.baselines import Evaluation as Evaluation
+    from tlprune.evaluation.baselines import evaluate as evaluate
+    from tlprune.evaluation.comparison import compare as compare
+    from tlprune.evaluation.completeness import completeness as completeness
+    from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
+    from tlprune.evaluation.minimality import minimality as minimality
     from tlprune.gates import HardConcrete as HardConcrete
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
@@ -47,8 +51,12 @@ _HOMES = {
     "Circuit": "circuit",
     "Scores": "circuit",
     "draw": "drawing",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
+    "Evaluation": "evaluation.baselines",
+    "evaluate": "evaluation.baselines",
+    "compare": "evaluation.comparison",
+    "completeness": "evaluation.completeness",
+    "faithfulness_curve": "evaluation.curve",
+    "minimality": "evaluation.minimality",
     "HardConcrete": "gates",
     "Convention": "graph",
     "Graph": "graph",
