@@ -52,7 +52,8 @@ class Batch:
         clean: prompts whose behaviour is explained.
         corrupt: their counterfactual twins, same shape.
         positions: positions whose next-token prediction is read, ``(example, answer)``.
-        answers: correct token at each of these positions, ``(example, answer)``.
+        answers: correct token at each of these positions, ``(example, answer)``; -100 fills up an example that has
+            fewer than others, and figures leave it out.
         foils: the wrong token it is compared with, ``(example, answer)``.
         labels: a number that a task's own metrics need of each example, ``(example,)``, such as greater-than's first
             year; ``None`` where there is none.
