@@ -41,6 +41,24 @@ def test_discover_and_evaluate_print_the_same_table(
         assert f"\n{row}" in table
 
 
+def test_evaluate_prints_the_figures_of_the_run_as_json(
+    run_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run_directory / "circuit.json"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((run_directory / "evaluation.json").read_text())
+    assert printed["ablation"] == printed["discovery_ablation"] == {"name": "resample"}
+    assert printed["rows"][1]["name"] == "circuit"
+    low, high = printed["rows"][1]["intervals"]["agreement"]
+    assert low <= printed["rows"][1]["agreement"] <= high
+
+
+def test_a_tasks_own_metrics_are_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["discover", "--model", "testbed", "--task", "greater-than", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    assert "years_above" in capsys.readouterr().out
+
+
 def test_the_printed_line_loads_the_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*PLANTED[:-1], "2", "--out", str(tmp_path / "run")])
     line = capsys.readouterr().out.strip().splitlines()[-1].partition(": ")[2]

@@ -204,7 +204,7 @@ def test_provenance_is_plain_data_with_every_field(tmp_path: Path) -> None:
 def test_a_circuit_is_refused_on_a_model_with_other_weights() -> None:
     one, other = built("copy", 0), built("copy", 1)
     found = EdgePruning(edges=5, steps=2).find(one.model, one.task)
-    assert evaluate(one.model, found, one.task.test)["circuit"].edges == 5
+    assert evaluate(one.model, found, one.task.test)["circuit"].kept == 5
     with pytest.raises(ValueError, match="Load the model it was found on"):
         evaluate(other.model, found, one.task.test)
 

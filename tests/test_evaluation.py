@@ -1,9 +1,12 @@
 """The table says what running each set of edges says."""
 
+import json
+
 import pytest
 import torch
 
 import tlprune as tp
+from tlprune.models.planted import Planted
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def test_rows_of_a_true_circuit(known: tp.Evaluation) -> None:
     assert means["circuit"]["agreement"] == 1
     assert means["complement"]["agreement"] == 0
     assert means["empty"]["logit_difference"] == pytest.approx(-means["full model"]["logit_difference"], rel=0.1)
-    assert known["random"].effective == known["random"].edges == known["circuit"].edges
+    assert known["random"].effective == known["random"].kept == known["circuit"].kept
 
 
 def test_figures_against_a_run_by_hand() -> None:
@@ -53,3 +56,104 @@ def test_another_model_is_refused() -> None:
         tp.evaluate(tp.planted("and", seed=1).model, circuit, planted.task.test)
     with pytest.raises(ValueError, match="Build both from one model"):
         tp.evaluate(tp.load("testbed"), planted.circuit, planted.task.test)
+
+
+def one_bit(planted: Planted) -> tp.Circuit:
+    """Of the adder's two heads, each of which brings half of the logit difference, only one."""
+    head = planted.circuit.edges[-1].partition("->")[0]
+    return tp.Circuit.from_edges(planted.circuit.graph, [edge for edge in planted.circuit.edges if head in edge])
+
+
+def test_faithfulness_is_one_of_everything_and_zero_of_nothing() -> None:
+    planted = tp.planted("adder")
+    half = one_bit(planted)
+    found = tp.evaluate(planted.model, half, planted.task.test)
+    for name, value in (("full model", 1), ("empty", 0)):
+        faithful = found[name].faithfulness
+        assert (faithful.value, faithful.low, faithful.high) == (value, value, value)
+    assert found["full model"].performance.means()["kl"] == pytest.approx(0, abs=1e-6)
+    assert found["full model"].performance.means()["agreement"] == 1
+    m = {row.name: float(row.performance.logit_difference.double().mean()) for row in found.rows}
+    expected = (m["circuit"] - m["empty"]) / (m["full model"] - m["empty"])
+    assert expected == pytest.approx(0.5, abs=1e-3)
+    assert found["circuit"].faithfulness.value == pytest.approx(expected, rel=1e-9)
+    assert found["circuit"].faithfulness.low < expected < found["circuit"].faithfulness.high
+
+
+def test_the_complement_of_everything_is_nothing() -> None:
+    planted = tp.planted("copy")
+    everything = tp.Circuit.from_edges(planted.circuit.graph, planted.circuit.graph.edges(torch.ones(110).bool()))
+    found = tp.evaluate(planted.model, everything, planted.task.test)
+    assert (found["complement"].kept, found["empty"].kept) == (0, 0)
+    torch.testing.assert_close(found["complement"].performance.kl, found["empty"].performance.kl, atol=0, rtol=0)
+    assert found["complement"].faithfulness.value == 0
+    assert found["circuit"].faithfulness.value == 1
+
+
+def test_faithfulness_is_unknown_where_full_model_and_empty_circuit_do_not_differ() -> None:
+    planted = tp.planted("copy")
+    batch = planted.task.test
+    twins = tp.Batch(**{**vars(batch), "corrupt": batch.clean})
+    found = tp.evaluate(planted.model, planted.circuit, twins)
+    assert found.as_dict()["rows"][1]["faithfulness"] is None
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_both_ablations_are_stated() -> None:
+    planted = tp.planted("and")
+    same = tp.evaluate(planted.model, planted.circuit, planted.task.test)
+    assert same.as_dict()["ablation"] == same.as_dict()["discovery_ablation"] == {"name": "resample"}
+    assert str(same).endswith("; resample ablation")
+    zero = tp.evaluate(planted.model, planted.circuit, planted.task.test, ablation=tp.Zero())
+    assert zero.as_dict()["ablation"] == {"name": "zero"}
+    assert zero.as_dict()["discovery_ablation"] == {"name": "resample"}
+    assert str(zero).endswith("; zero ablation (found under resample ablation)")
+    by_hand = tp.Circuit(Sites((planted.circuit.graph,)), planted.circuit.kept)
+    unknown = tp.evaluate(planted.model, by_hand, planted.task.test)
+    assert unknown.as_dict()["discovery_ablation"] is None
+    assert str(unknown).endswith("; resample ablation")
+
+
+def test_a_mean_over_other_prompts_is_another_ablation() -> None:
+    planted = tp.planted("and")
+    train = planted.task.discovery.train().corrupt
+    first, second = (tp.Mean(train.rows(torch.arange(count))) for count in (8, 16))
+    provenance = {"ablation": first.as_dict()}
+    circuit = tp.Circuit(Sites((planted.circuit.graph,)), planted.circuit.kept, provenance)
+    assert "found under mean" in str(tp.evaluate(planted.model, circuit, planted.task.test, ablation=second))
+    assert "found under" not in str(tp.evaluate(planted.model, circuit, planted.task.test, ablation=first))
+
+
+def test_a_task_brings_its_metrics_and_its_test_examples() -> None:
+    planted = tp.planted("copy")
+    task = tp.Task(
+        "copy",
+        planted.task.streams,
+        planted.task.tokenisation,
+        metrics={"largest": lambda logits, batch, reference: logits[:, 0].amax(-1)},
+    )
+    found, plain = (tp.evaluate(planted.model, planted.circuit, examples) for examples in (task, task.test))
+    assert "largest" not in plain["circuit"].means()
+    expected = tp.Masked(planted.model, planted.circuit)(task.test)[:, 0].amax(-1).detach()
+    torch.testing.assert_close(found["circuit"].performance.extra["largest"], expected)
+    header, full, *_ = str(found).splitlines()
+    assert header.split()[-1] == "largest"
+    assert full.split()[-1] == f"{found['full model'].means()['largest']:.3f}"
+    torch.testing.assert_close(found["empty"].performance.kl, plain["empty"].performance.kl, atol=0, rtol=0)
+
+
+def test_the_table_shows_the_interval_of_the_circuit_below_it() -> None:
+    planted = tp.planted("adder")
+    found = tp.evaluate(planted.model, one_bit(planted), planted.task.test)
+    lines = str(found).splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith("circuit"))
+    assert lines[place].split()[-1] == f"{found['circuit'].faithfulness.value:.3f}"
+    names = ("accuracy", "agreement", "logit_difference", "kl", "faithfulness")
+    for line, label, end in ((lines[place + 1], "95% from", "low"), (lines[place + 2], "95% to", "high")):
+        ends = [getattr(found["circuit"].intervals()[name], end) for name in names]
+        assert line.strip().startswith(label)
+        assert [float(cell) for cell in line.split()[2:]] == pytest.approx(ends, abs=5.1e-3)
+    row = found.as_dict()["rows"][1]
+    kl = found["circuit"].intervals()["kl"]
+    assert row["intervals"]["kl"] == [kl.low, kl.high]
+    assert row["kl"] == pytest.approx(kl.value, rel=1e-6)

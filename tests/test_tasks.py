@@ -163,6 +163,7 @@ def test_greater_than_labels_are_the_first_years_last_digits(request, tokenizer)
     numbers = task.options["number_tokens"]
     assert list(numbers) == [f"{number:02d}" for number in range(100)]
     assert tokenizer.batch_decode([[token] for token in numbers.values()]) == list(numbers)
+    assert task.metrics["year_ranking"].tokens == {int(number): token for number, token in numbers.items()}
     for batch in splits(task):
         for text, twin, label, answer, foil in zip(
             prompts(tokenizer, batch), prompts(tokenizer, batch, twin=True), batch.labels.tolist(),

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from tlprune import tasks as tasks
     from tlprune.circuit import Circuit as Circuit
     from tlprune.drawing import draw as draw
-    from tlprune.evaluation import Evaluation as Evaluation
-    from tlprune.evaluation import evaluate as evaluate
+    from tlprune.evaluation.baselines import Evaluation as Evaluation
+    from tlprune.evaluation.baselines import evaluate as evaluate
+    from tlprune.evaluation.comparison import compare as compare
+    from tlprune.evaluation.completeness import completeness as completeness
+    from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
+    from tlprune.evaluation.minimality import minimality as minimality
     from tlprune.gates import HardConcrete as HardConcrete
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
@@ -43,9 +47,9 @@ if TYPE_CHECKING:
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
-    from tlprune.sites import Sites as Sites
     from tlprune.sealing import LeakageError as LeakageError
     from tlprune.sealing import sealed as sealed
+    from tlprune.sites import Sites as Sites
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -58,8 +62,12 @@ _HOMES = {
     "tasks": "tasks",
     "Circuit": "circuit",
     "draw": "drawing",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
+    "Evaluation": "evaluation.baselines",
+    "evaluate": "evaluation.baselines",
+    "compare": "evaluation.comparison",
+    "completeness": "evaluation.completeness",
+    "faithfulness_curve": "evaluation.curve",
+    "minimality": "evaluation.minimality",
     "HardConcrete": "gates",
     "Convention": "graph",
     "Graph": "graph",

@@ -50,7 +50,7 @@ class Circuit:
     def __post_init__(self) -> None:
         if self.kept.shape != (len(self.sites),):
             raise ValueError(
-                f"A circuit of {self.sites} needs one value for each of {len(self.sites):,} sites but got shape "
+                f"A circuit of {self.sites!r} needs one value for each of {len(self.sites):,} sites but got shape "
                 f"{tuple(self.kept.shape)}. Build both from the same model."
             )
 
@@ -217,7 +217,7 @@ class Circuit:
         own, its = (circuit.provenance.get("model", {}).get("weights") for circuit in (self, other))
         if self.sites != other.sites:
             raise ValueError(
-                f"Circuits need the same sites to be compared but have {_text(self.sites)} and {_text(other.sites)}. "
+                f"Circuits need the same sites to be compared but have {self.sites} and {other.sites}. "
                 "Find both with the same model, selection and convention."
             )
         if own and its and own != its:
@@ -312,10 +312,6 @@ def _unpacked(packed: Tensor, count: int) -> Bool[Tensor, "site"]:
     import numpy as np
 
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).bool()
-
-
-def _text(sites: Sites) -> str:
-    return " + ".join(str(group) if group.kind == "edges" else f"{len(group):,} {group.kind}" for group in sites.groups)
 
 
 def edges_text(kept: int, total: int) -> str:

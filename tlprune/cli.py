@@ -48,6 +48,7 @@ class Measure:
         task: by default the one that it was found for.
         task_seed: by default that of the run.
         device: where to compute.
+        json: print the figures, all of them with their intervals, as JSON instead of a table.
     """
 
     circuit: Path
@@ -55,6 +56,7 @@ class Measure:
     task: str | None = None
     task_seed: int | None = None
     device: str | None = None
+    json: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,7 +118,7 @@ def discover(run: Run, method: Any) -> None:
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
     circuit = found.like(found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
-    figures = evaluate(model, circuit, task.test)
+    figures = evaluate(model, circuit, task)
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
     draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
@@ -148,7 +150,8 @@ def measure(settings: Measure) -> None:
     task = build(model, seed=chosen.get("task_seed", 0))
     if len(given) == 1:
         _check_task(circuit, task)
-    print(f"{circuit}\n\n{evaluate(model, circuit, task.test)}")
+    found = evaluate(model, circuit, task)
+    print(json.dumps(found.as_dict(), indent=1) if settings.json else f"{circuit}\n\n{found}")
 
 
 def _check_task(circuit: Any, task: Any) -> None:

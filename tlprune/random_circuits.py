@@ -46,6 +46,23 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
     return Circuit(sites, kept, {"method": {"name": "connected_random", "seed": seed}})
 
 
+def random_like(circuit: Circuit, *, seed: int = 0) -> Circuit:
+    """A random circuit of the same size: connected if it is of edges alone, else as many sites of each kind.
+
+    Args:
+        circuit: whose size and sites to take.
+        seed: of the choices.
+    """
+    if circuit.sites.groups == (circuit.sites.bare(circuit.sites.kinds[0]),) and circuit.sites.kinds == ("edges",):
+        return connected_random(circuit.graph, len(circuit), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.zeros_like(circuit.kept)
+    for kind, part in circuit.sites.parts.items():
+        chosen = torch.randperm(part.stop - part.start, generator=generator)[: circuit.count(kind)]
+        kept[part.start + chosen] = True
+    return circuit.like(kept, {"method": {"name": "random_like", "seed": seed}})
+
+
 class _Growth:
     """Nodes and edges so far. A node's name is its writer's; the logits have only a reader."""
 

@@ -46,7 +46,7 @@ class Scores:
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.sites),):
             raise ValueError(
-                f"Scores of {self.sites} need one value for each of {len(self.sites):,} sites but got shape "
+                f"Scores of {self.sites!r} need one value for each of {len(self.sites):,} sites but got shape "
                 f"{tuple(self.values.shape)}. Score the sites of the same model."
             )
 

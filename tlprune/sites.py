@@ -297,6 +297,10 @@ class Sites:
     def __repr__(self) -> str:
         return f"Sites({' + '.join(f'{len(group):,} {group.kind}' for group in self.groups)})"
 
+    def __str__(self) -> str:
+        convention = f" ({self.graph.convention})" if "edges" in self.kinds else ""
+        return " + ".join(f"{len(group):,} {group.kind}" for group in self.groups) + convention
+
     @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(group.kind for group in self.groups)

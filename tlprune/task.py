@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 MAIN = "main"
+# From logits and the full model's log-probabilities, (example, answer, vocab) each, to one number per example.
+Metric = Callable[[Tensor, "Batch", Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Batch:
         clean: prompts whose behaviour is explained.
         corrupt: their counterfactual twins, same shape.
         positions: positions whose next-token prediction is read, ``(example, answer)``.
-        answers: correct token at each of these positions, ``(example, answer)``.
+        answers: correct token at each of these positions, ``(example, answer)``; -100 fills up an example that has
+            fewer than others, and figures leave it out.
         foils: the wrong token it is compared with, ``(example, answer)``.
-        labels: a class or number of each example, where a task has them.
+        labels: a number of each example that a task's own metrics need, such as greater-than's first year; ``None``
+            where there is none.
         spans: which of the task's ``span_names`` each position belongs to, by number; -1 outside all of them.
 
     Example:
@@ -179,6 +183,8 @@ class Task:
         tokenisation: beginning-of-sequence token and padding side.
         options: how the task was built (seed, counts, held-out templates), as plain data.
         span_names: what the numbers in ``Batch.spans`` stand for; empty where no words are told apart.
+        metrics: figures that only this behaviour has, by name: functions of logits, batch and the full model's
+            log-probabilities that give one number per example, higher for a better circuit.
     """
 
     name: str
@@ -186,6 +192,7 @@ class Task:
     tokenisation: Tokenisation
     options: Mapping[str, Any] = field(default_factory=dict)
     span_names: tuple[str, ...] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, stream in self.streams.items():

@@ -6,6 +6,7 @@ for this library.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from tlprune.tasks.pairs import Pair
 from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
 from tlprune.tasks.tokenising import is_one_token, token_ids, tokenizer_of
 from tlprune.tasks.words import EVENTS
+from tlprune.tasks.year_metrics import year_metrics
 
 TEMPLATES: tuple[str, ...] = (
     "Records say that the {event} began in {start} and ended in {century}",
@@ -49,8 +51,12 @@ def greater_than(
     completions and the foil one of the wrong ones. Years that are not two tokens of two digits are left out. A third
     of the templates appear in the test only; years and events are shared.
 
-    ``Batch.labels`` holds the two digits of the first year, so that every number above it is a right answer.
+    ``Batch.labels`` holds the last two digits of the first year: every number above it is a right answer.
     ``Task.options["number_tokens"]`` has the token of each number "00" to "99".
+
+    Because many answers are right, the task brings metrics of its own: ``years_above`` and ``years_above_10``, the
+    probability of the years above the first one less that of those below it (at most 10 away), and ``year_ranking``,
+    Kendall's tau between the circuit's and the full model's ranking of all two-digit years.
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -76,19 +82,17 @@ def greater_than(
     seen_templates, test_templates = hold_out(rng, templates, None)
     tokenizer = tokenizer_of(model)
     years = split_years(tokenizer)
-    return drawn_task(
+    numbers = number_tokens(tokenizer, years)
+    task = drawn_task(
         "greater-than",
         model,
         discovery=partial(sample_pair, templates=seen_templates, years=years),
         test=partial(sample_pair, templates=test_templates, years=years),
         rng=rng,
         sizes={"train": train, "validation": validation, "test": test},
-        options={
-            "seed": seed,
-            "held_out_templates": test_templates,
-            "number_tokens": number_tokens(tokenizer, years),
-        },
+        options={"seed": seed, "held_out_templates": test_templates, "number_tokens": numbers},
     )
+    return dataclasses.replace(task, metrics=year_metrics({int(number): token for number, token in numbers.items()}))
 
 
 def sample_pair(
@@ -120,10 +124,16 @@ def valid_answers(prompt: str) -> tuple[str, ...]:
         >>> valid_answers("from 1797 to 17")
         ('98', '99')
     """
+    start = _start(prompt)
+    return tuple(number for number in TWO_DIGITS if number > start)
+
+
+def _start(prompt: str) -> str:
+    """The last two digits of the first year of a prompt."""
     start = re.search(r"\d{4}", prompt)
     if start is None:
         raise ValueError(f"A greater-than prompt needs a four-digit year but {prompt!r} has none. Put one in.")
-    return tuple(number for number in TWO_DIGITS if number > start.group()[2:])
+    return start.group()[2:]
 
 
 def number_tokens(tokenizer: Any, years: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -1,0 +1,171 @@
+"""What a circuit does on test examples, beside the full model, its complement, chance and nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlprune.circuit import Circuit
+from tlprune.evaluation.bench import Bench, ablations_text
+from tlprune.evaluation.table import aligned, number
+from tlprune.learning.bootstrap import Interval, finite, interval
+from tlprune.learning.metrics import Performance
+from tlprune.masking.ablation import Ablation
+from tlprune.random_circuits import random_like
+from tlprune.task import Batch, Task
+
+# Columns of the table: figure, header, digits. A task's own metrics follow.
+COLUMNS = (
+    ("accuracy", "accuracy", 3),
+    ("agreement", "agreement", 3),
+    ("logit_difference", "logit diff", 2),
+    ("kl", "KL (nats)", 4),
+    ("faithfulness", "faithfulness", 3),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set of sites and its behaviour.
+
+    Attributes:
+        name: what it is.
+        kept: sites kept (nominal).
+        effective: those that can matter; of edges, those on a path from the embeddings to the logits.
+        performance: figures per test example.
+        faithfulness: ``(m(C) - m(empty)) / (m(full) - m(empty))`` of the mean logit difference ``m``.
+    """
+
+    name: str
+    kept: int
+    effective: int
+    performance: Performance
+    faithfulness: Interval
+
+    def means(self) -> dict[str, float]:
+        """Mean figures, faithfulness among them."""
+        return self.performance.means() | {"faithfulness": self.faithfulness.value}
+
+    def intervals(self) -> dict[str, Interval]:
+        """The same with 95% bootstrap intervals over test examples."""
+        return self.performance.intervals() | {"faithfulness": self.faithfulness}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, mean figures and intervals as plain data."""
+        means = {name: finite(value) for name, value in self.means().items()}
+        bounds = {name: [finite(one.low), finite(one.high)] for name, one in self.intervals().items()}
+        return {"name": self.name, "kept": self.kept, "effective": self.effective, **means, "intervals": bounds}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A circuit against its baselines; printing it gives a table.
+
+    Attributes:
+        rows: full model, circuit, complement, random circuit of equal size (connected, of edges), empty circuit.
+        sites: how many sites there are of each kind, and what counts as an edge.
+        ablation: what replaced ablated sites here, as plain data.
+        discovery: what replaced them when the circuit was found; ``None`` where its provenance does not say.
+    """
+
+    rows: tuple[Row, ...]
+    sites: str
+    ablation: Mapping[str, Any]
+    discovery: Mapping[str, Any] | None
+
+    def __getitem__(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All rows as plain data."""
+        ablations = {"ablation": dict(self.ablation), "discovery_ablation": self.discovery and dict(self.discovery)}
+        rows = [row.as_dict() for row in self.rows]
+        return {"sites": self.sites, **ablations, "rows": rows}
+
+    def __str__(self) -> str:
+        lines = rows_table(self.rows, bounded=("circuit",))
+        count = len(self.rows[0].performance.kl)
+        lines.append(f"{count} test examples; {self.sites} in all; {ablations_text(self.ablation, self.discovery)}")
+        return "\n".join(lines)
+
+
+def rows_table(rows: tuple[Row, ...], *, bounded: tuple[str, ...]) -> list[str]:
+    """Lines of a table of rows; ``bounded`` ones have both ends of their intervals below them."""
+    columns = [*COLUMNS, *((name, name, 3) for name in rows[0].performance.extra)]
+    cells: list[list[str]] = []
+    for row in rows:
+        means, edges = row.means(), [f"{row.kept:,}", f"{row.effective:,}"]
+        cells.append([row.name, *edges, *(number(means[name], digits) for name, _, digits in columns)])
+        if row.name in bounded:
+            found = row.intervals()
+            for label, end in (("  95% from", "low"), ("  95% to", "high")):
+                ends = (number(getattr(found[name], end), digits) for name, _, digits in columns)
+                cells.append([label, "", "", *ends])
+    return aligned(["", "kept", "effective", *(header for _, header, _ in columns)], cells)
+
+
+def evaluate(
+    model: Any, circuit: Circuit, batch: Batch | Task, *, ablation: Ablation | None = None, seed: int = 0
+) -> Evaluation:
+    """Measure a hard circuit, without sampling, on examples that no method saw.
+
+    Sufficiency is the circuit's row, necessity its complement's: a good circuit is close to the full model and its
+    complement far from it. Agreement is with the full model's most likely token; KL is from the full model, in nats.
+    Faithfulness is 1 for the full model and 0 for the empty circuit, whose mean logit differences it is measured by
+    (not a number if these are equal). Intervals are 95%, by the bootstrap over examples.
+
+    Source: of faithfulness, Hanna et al., "Have Faith in Faithfulness" (2024), section 2.
+
+    Args:
+        model: the model that the circuit is of.
+        circuit: what to keep.
+        batch: ``task.test``; or the task itself, whose own metrics are then measured on its test examples, too.
+        ablation: what replaces ablated sites; by default what did at discovery, where the circuit tells that in
+            full; :class:`~tlprune.Resample` for a circuit stated by hand.
+        seed: of the random circuit.
+
+    Raises:
+        ValueError: the circuit belongs to another model.
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("copy")
+        >>> found = tp.evaluate(planted.model, planted.circuit, planted.task)
+        >>> found["circuit"].performance.means()["accuracy"], found["empty"].performance.means()["accuracy"]
+        (1.0, 0.0)
+        >>> print(found["circuit"].faithfulness)
+        1 [1, 1]
+    """
+    bench = Bench.of(model, circuit, batch, ablation=ablation)
+    subjects = _subjects(circuit, seed)
+    performances = {name: bench.measure(subject) for name, subject in subjects.items()}
+    full, empty = (performances[name].logit_difference for name in ("full model", "empty"))
+    rows = [
+        Row(name, len(subject), subject.n_effective, performances[name], faithfulness(performances[name], full, empty))
+        for name, subject in subjects.items()
+    ]
+    return Evaluation(tuple(rows), str(circuit.sites), bench.ablation, circuit.provenance.get("ablation"))
+
+
+def faithfulness(performance: Performance, full: Tensor, empty: Tensor) -> Interval:
+    """``(m(C) - m(empty)) / (m(full) - m(empty))`` from logit differences per example, ``(example,)`` each."""
+    return interval(_share, performance.logit_difference, full, empty)
+
+
+def _share(circuit: Tensor, full: Tensor, empty: Tensor) -> Tensor:
+    return (circuit - empty) / (full - empty)
+
+
+def _subjects(circuit: Circuit, seed: int) -> dict[str, Circuit]:
+    everything = torch.ones_like(circuit.kept)
+    return {
+        "full model": circuit.like(everything),
+        "circuit": circuit,
+        "complement": circuit.complement,
+        "random": random_like(circuit, seed=seed),
+        "empty": circuit.like(~everything),
+    }

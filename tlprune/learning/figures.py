@@ -1,0 +1,84 @@
+"""What logits say of a behaviour at each answer position, and rankings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tlprune.learning.objectives import Logits, divergence, exact, logit_difference
+from tlprune.task import Batch
+
+PerAnswer = Float[Tensor, "example answer"]
+
+
+def answered(batch: Batch) -> Bool[Tensor, "example answer"]:
+    """Which answers there are: a negative one, such as -100, fills up an example that has fewer than others."""
+    return batch.answers >= 0
+
+
+def over_answers(values: PerAnswer, there: Bool[Tensor, "example answer"]) -> Float[Tensor, "example"]:
+    """The mean over the answers that there are.
+
+    Example:
+        >>> over_answers(torch.tensor([[1.0, 2.0], [3.0, 9.0]]), torch.tensor([[True, True], [True, False]])).tolist()
+        [1.5, 3.0]
+    """
+    return torch.where(there, values, 0).sum(-1) / there.sum(-1)
+
+
+def figures(logits: Logits, batch: Batch, reference: Logits) -> dict[str, Float[Tensor, "example"]]:
+    """The numbers of a :class:`~tlprune.learning.metrics.Performance` by attribute name."""
+    there = answered(batch)
+    filled = dataclasses.replace(batch, answers=batch.answers.clamp(min=0), foils=batch.foils.clamp(min=0))
+    best, logits = logits.argmax(-1), exact(logits)
+    correct = (best == filled.answers).to(logits)
+    nats = -_picked(logits.log_softmax(-1), filled.answers)
+    means = {
+        "correct": correct,
+        "agrees": (best == reference.argmax(-1)).to(logits),
+        "logit_difference": logit_difference(logits, filled),
+        "probability_difference": probability_difference(logits, filled),
+        "kl": divergence(logits, reference),
+        "rank": answer_rank(logits, filled),
+    }
+    found = {name: over_answers(values, there) for name, values in means.items()}
+    found["exact"] = ((correct > 0) | ~there).all(-1)
+    found["nats"] = torch.where(there, nats, 0).sum(-1)
+    found["tokens"] = there.sum(-1)
+    return found
+
+
+def probability_difference(logits: Logits, batch: Batch) -> PerAnswer:
+    """Probability of the correct token less that of the foil, over the whole vocabulary."""
+    probabilities = exact(logits).softmax(-1)
+    return _picked(probabilities, batch.answers) - _picked(probabilities, batch.foils)
+
+
+def answer_rank(logits: Logits, batch: Batch) -> PerAnswer:
+    """One more than the number of tokens that are likelier than the correct one: 1 is best."""
+    above = logits > _picked(logits, batch.answers)[..., None]
+    return (1 + above.sum(-1)).to(logits)
+
+
+def _picked(values: Logits, tokens: Tensor) -> PerAnswer:
+    return values.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+def kendall_tau(first: Float[Tensor, "*lead item"], second: Float[Tensor, "*lead item"]) -> Float[Tensor, "*lead"]:
+    """Agreement of two rankings, from -1 (opposite) to 1 (the same); ``tau-b``, which allows for ties.
+
+    ``sum_ij s_ij t_ij / sqrt(sum_ij s_ij^2 sum_ij t_ij^2)`` with ``s_ij = sign(x_i - x_j)`` and ``t_ij`` likewise; not
+    a number if all items of one ranking are tied.
+
+    Source: Kendall, "The treatment of ties in ranking problems" (1945).
+
+    Example:
+        >>> kendall_tau(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])).item()
+        0.6666666865348816
+    """
+    s, t = (torch.sign(values[..., :, None] - values[..., None, :]) for values in (first, second))
+    size = (s.square().sum((-2, -1)) * t.square().sum((-2, -1))).sqrt()
+    return (s * t).sum((-2, -1)) / size
