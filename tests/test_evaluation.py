@@ -108,7 +108,7 @@ def test_both_ablations_are_stated() -> None:
     assert zero.as_dict()["ablation"] == {"name": "zero"}
     assert zero.as_dict()["discovery_ablation"] == {"name": "resample"}
     assert str(zero).endswith("; zero ablation (found under resample ablation)")
-    by_hand = tp.Circuit(Sites((planted.circuit.graph,)), planted.circuit.kept)
+    by_hand = tp.Circuit(tp.Sites((planted.circuit.graph,)), planted.circuit.kept)
     unknown = tp.evaluate(planted.model, by_hand, planted.task.test)
     assert unknown.as_dict()["discovery_ablation"] is None
     assert str(unknown).endswith("; resample ablation")
@@ -119,7 +119,7 @@ def test_a_mean_over_other_prompts_is_another_ablation() -> None:
     train = planted.task.discovery.train().corrupt
     first, second = (tp.Mean(train.rows(torch.arange(count))) for count in (8, 16))
     provenance = {"ablation": first.as_dict()}
-    circuit = tp.Circuit(Sites((planted.circuit.graph,)), planted.circuit.kept, provenance)
+    circuit = tp.Circuit(tp.Sites((planted.circuit.graph,)), planted.circuit.kept, provenance)
     assert "found under mean" in str(tp.evaluate(planted.model, circuit, planted.task.test, ablation=second))
     assert "found under" not in str(tp.evaluate(planted.model, circuit, planted.task.test, ablation=first))
 

@@ -50,7 +50,7 @@ def test_every_true_edge_is_needed_and_no_other() -> None:
     lines = str(found).splitlines()
     assert len(lines) == 2 + len(larger)
     assert {line.split()[0] for line in lines[1 : 1 + len(gate.circuit)]} == set(gate.circuit.edges)
-    assert lines[-1].startswith(f"{len(spare)} of {len(larger)} edges")
+    assert lines[-1].startswith(f"{len(spare)} of {len(larger)} raise it")
 
 
 def test_a_long_table_shows_both_ends() -> None:
@@ -150,10 +150,12 @@ def test_bad_numbers_are_refused(options: dict, message: str) -> None:
 def test_a_curve_is_its_circuits_one_by_one() -> None:
     values = torch.randn(GRAPH.n_edges, generator=torch.Generator().manual_seed(0))
     scores = tp.Scores(tp.Sites((GRAPH,)), values, {"ablation": {"name": "zero"}})
-    curve = tp.faithfulness_curve(MODEL, scores, BATCH, counts=[50, 0, GRAPH.n_edges, 50], batch_size=8)
+    curve = tp.faithfulness_curve(
+        MODEL, scores, BATCH, counts=[50, 0, GRAPH.n_edges, 50], batch_size=8, ablation=tp.Resample()
+    )
     assert [row.kept for row in curve.rows] == [0, 50, GRAPH.n_edges]
     for row in curve.rows:
-        known = tp.evaluate(MODEL, scores.top(row.kept), BATCH)["circuit"]
+        known = tp.evaluate(MODEL, scores.top(row.kept), BATCH, ablation=tp.Resample())["circuit"]
         assert row.effective == known.effective
         assert row.means() == pytest.approx(known.means(), abs=1e-5)
         assert row.faithfulness.high == pytest.approx(known.faithfulness.high, abs=1e-5)
@@ -185,7 +187,7 @@ def test_better_means_that_the_interval_of_the_difference_excludes_zero() -> Non
 
 def test_circuits_of_other_graphs_and_models_are_refused() -> None:
     gate = tp.planted("and")
-    with pytest.raises(ValueError, match="one graph to be compared"):
+    with pytest.raises(ValueError, match="same sites to be compared"):
         tp.compare(gate.model, gate.circuit, CIRCUIT, gate.task)
     provenance = {"model": {"name": "another", "weights": "0"}}
     stray = tp.Circuit(tp.Sites((gate.circuit.graph,)), gate.circuit.kept, provenance)
