@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from tlprune.drawing import draw as draw
     from tlprune.evaluation import Evaluation as Evaluation
     from tlprune.evaluation import evaluate as evaluate
+    from tlprune.gates import Gate as Gate
     from tlprune.gates import HardConcrete as HardConcrete
+    from tlprune.gates import Heaviside as Heaviside
+    from tlprune.gates import Sigmoid as Sigmoid
+    from tlprune.gates import StraightThrough as StraightThrough
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
     from tlprune.learning.budgets import Lagrangian as Lagrangian
@@ -49,7 +53,11 @@ _HOMES = {
     "draw": "drawing",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "Gate": "gates",
     "HardConcrete": "gates",
+    "Heaviside": "gates",
+    "Sigmoid": "gates",
+    "StraightThrough": "gates",
     "Convention": "graph",
     "Graph": "graph",
     "Lagrangian": "learning.budgets",
