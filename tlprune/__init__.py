@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
     from tlprune.learning.budgets import Lagrangian as Lagrangian
-    from tlprune.learning.fit import Optimiser as Optimiser
-    from tlprune.learning.fit import Step as Step
+    from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
     from tlprune.learning.fit import steps as steps
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
+    from tlprune.learning.objectives import Uniform as Uniform
+    from tlprune.learning.optimiser import Optimiser as Optimiser
+    from tlprune.learning.records import Step as Step
     from tlprune.masking.ablation import Mean as Mean
     from tlprune.masking.ablation import Resample as Resample
     from tlprune.masking.ablation import Zero as Zero
@@ -61,13 +63,15 @@ _HOMES = {
     "Convention": "graph",
     "Graph": "graph",
     "Lagrangian": "learning.budgets",
-    "Optimiser": "learning.fit",
-    "Step": "learning.fit",
+    "Penalty": "learning.budgets",
     "fit": "learning.fit",
     "steps": "learning.fit",
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
+    "Uniform": "learning.objectives",
+    "Optimiser": "learning.optimiser",
+    "Step": "learning.records",
     "Mean": "masking.ablation",
     "Resample": "masking.ablation",
     "Zero": "masking.ablation",

@@ -11,8 +11,9 @@ from tlprune.circuit import Circuit, check_edge_count
 from tlprune.gates import HardConcrete
 from tlprune.graph import Graph
 from tlprune.learning.budgets import Lagrangian
-from tlprune.learning.fit import Optimiser, fit
+from tlprune.learning.fit import fit
 from tlprune.learning.objectives import KL
+from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation, Resample
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks, edges_at
@@ -79,6 +80,7 @@ class EdgePruning:
         *,
         ablation: Ablation | None = None,
         metrics: str | Path | None = None,
+        checkpoint: str | Path | None = None,
         progress: bool = False,
     ) -> Circuit:
         """Train the gates and return the hard circuit.
@@ -88,6 +90,7 @@ class EdgePruning:
             task: prompt pairs; only train and validation examples are used.
             ablation: what replaces an ablated edge; by default :class:`~tlprune.Resample`.
             metrics: a file for one JSON record per step.
+            checkpoint: a file for the state of training, from which a run that was stopped goes on.
             progress: whether to show a progress bar.
         """
         discovery = task.discovery if isinstance(task, Task) else task
@@ -108,6 +111,7 @@ class EdgePruning:
             edges=count,
             seed=self.seed,
             metrics=metrics,
+            checkpoint=checkpoint,
             progress=progress,
         )
         return masks.circuit(edges=count, provenance=self._provenance(masked, discovery))
