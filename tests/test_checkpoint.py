@@ -31,6 +31,7 @@ from tlprune.masking.ablation import Zero
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges
+from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.schedules import exponential, linear
 from tlprune.task import Discovery
 
@@ -66,9 +67,9 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_bits(tmp_path: Path) ->
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def resumed_step(folder: Path) -> int:
+def resumed_step(folder: Path, name: str = "run.safetensors") -> int:
     """After how many steps the checkpoint of a folder was written."""
-    with safe_open(folder / "run.safetensors", framework="pt") as file:
+    with safe_open(folder / name, framework="pt") as file:
         return json.loads(file.metadata()["run"])["step"]
 
 
@@ -114,6 +115,16 @@ def test_an_annealed_gate_goes_on_at_its_temperature(tmp_path: Path) -> None:
     assert len(list(rest)) == 4
     assert torch.equal(other.masks.log_alpha, whole.masks.log_alpha)
     assert other.masks.gate == whole.masks.gate == falling.at(9)
+
+
+def test_edge_pruning_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    model, discovery = fresh("lnpre", torch.float32), dataclasses.replace(DISCOVERY, streams={"main": STREAMS["main"]})
+    method, path = EdgePruning(edges=20, steps=8), tmp_path / "run"
+    found = method.find(model, discovery, checkpoint=path)
+    assert resumed_step(tmp_path, "run") == 8
+    assert method.find(model, discovery, checkpoint=path) == found == method.find(model, discovery)
+    with pytest.raises(ValueError, match=r"edges \(20, now 21\)"):
+        EdgePruning(edges=21, steps=8).find(model, discovery, checkpoint=path)
 
 
 # ---- refusals
