@@ -123,7 +123,7 @@ def edge_step_cold(model: Any) -> Work:
     masks = tp.Masks(tp.edges(model))
     masked, budget = tp.Masked(model, masks), tp.Lagrangian(0.95)
     multipliers = budget.start()
-    optimiser = tp.Optimiser().build(masks, multipliers)
+    optimiser = tp.Optimiser().build([masks.log_alpha], [multipliers])
 
     def step() -> None:
         optimiser.zero_grad()

@@ -1,11 +1,12 @@
-"""The hard concrete gate: its closed form against samples, its gradient, and how it hardens."""
+"""Gates: their closed forms against samples or definitions, their gradients, and how they harden."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tlprune.gates import HardConcrete
+from tlprune.gates import Gate, HardConcrete, Heaviside, Sigmoid, StraightThrough
+from tlprune.schedules import exponential
 
 GATES = [HardConcrete(), HardConcrete(temperature=0.3), HardConcrete(low=-0.3, high=1.5, temperature=1.0)]
 LOCATIONS = torch.tensor([-4.0, -1.5, -0.5, 0.0, 0.7, 2.0, 5.0])
@@ -75,3 +76,92 @@ def test_hardening_keeps_the_shape_and_its_argument() -> None:
 def test_a_gate_that_could_not_close_or_open_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="needs low < 0, high > 1 and temperature > 0"):
         HardConcrete(**options)
+
+
+# ---- the other gates
+
+RANDOM = [StraightThrough(), StraightThrough(temperature=0.2), StraightThrough(temperature=3.0)]
+FALLING = Sigmoid(temperature=exponential(1, 0.01, steps=10))
+CERTAIN = [Sigmoid(), Sigmoid(temperature=0.5), FALLING, FALLING.at(7), Heaviside(), Heaviside(temperature=0.3)]
+EVERY = [*GATES, *RANDOM, *CERTAIN]
+
+
+@pytest.mark.parametrize("gate", EVERY, ids=str)
+def test_every_gate_has_the_interface_and_values_between_0_and_1(gate: Gate) -> None:
+    assert isinstance(gate, Gate)
+    wide = torch.linspace(-60, 60, 4001)
+    for values in (gate.sample(wide, torch.Generator().manual_seed(0)), gate.soft(wide), gate.expected_kept(wide)):
+        assert values.shape == wide.shape
+        assert values.min() >= 0
+        assert values.max() <= 1
+    assert (gate.soft(wide).diff() >= 0).all()
+    assert set(gate.harden(torch.tensor([-60.0, 60.0])).tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("gate", RANDOM, ids=str)
+def test_a_straight_through_share_is_the_sigmoid_at_any_temperature(gate: StraightThrough) -> None:
+    """Within four standard errors of a share, at most 0.5 / sqrt(n) each."""
+    draws = gate.sample(LOCATIONS.expand(DRAWS, -1), torch.Generator().manual_seed(0))
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(gate.expected_kept(LOCATIONS), torch.sigmoid(LOCATIONS))
+    assert (draws.mean(0) - gate.expected_kept(LOCATIONS)).abs().max() <= 4 * 0.5 / DRAWS**0.5
+
+
+@pytest.mark.parametrize("gate", RANDOM, ids=str)
+def test_a_straight_through_gradient_is_that_of_the_relaxed_draw(gate: StraightThrough) -> None:
+    location = LOCATIONS.clone().requires_grad_()
+    draws = gate.sample(location, torch.Generator().manual_seed(3))
+    (gradient,) = torch.autograd.grad(draws.sum(), location)
+    uniform = torch.rand(2, len(LOCATIONS), generator=torch.Generator().manual_seed(3)).double()
+    noise = -((uniform[1] + 1e-10).log() / (uniform[0] + 1e-10).log() + 1e-10).log()
+    relaxed = torch.sigmoid((LOCATIONS.double() + noise) / gate.temperature)
+    assert torch.equal(draws, (relaxed > 0.5).float())
+    expected = relaxed * (1 - relaxed) / gate.temperature
+    torch.testing.assert_close(gradient.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_straight_through_starts_at_45_percent_and_survives_extreme_noise() -> None:
+    gate = StraightThrough()
+    assert float(gate.expected_kept(torch.tensor(gate.initial))) == pytest.approx(0.45)
+    location = torch.zeros(200_000, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gate.sample(location, torch.Generator().manual_seed(0)).sum(), location)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("gate", CERTAIN, ids=str)
+def test_gates_without_noise_repeat_and_leave_the_generator_alone(gate: Gate) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert torch.equal(gate.sample(LOCATIONS, generator), gate.sample(LOCATIONS))
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(gate.expected_kept(LOCATIONS), gate.sample(LOCATIONS))
+
+
+def test_a_heaviside_mask_is_a_step_with_the_gradient_of_a_sigmoid() -> None:
+    location = LOCATIONS.clone().requires_grad_()
+    for value in (Heaviside(temperature=0.5).sample, Heaviside(temperature=0.5).expected_kept):
+        mask = value(location)
+        assert mask.tolist() == [0, 0, 0, 0, 1, 1, 1]
+        (gradient,) = torch.autograd.grad(mask.sum(), location)
+        smooth = torch.sigmoid(2 * LOCATIONS)
+        torch.testing.assert_close(gradient, 2 * smooth * (1 - smooth))
+
+
+def test_a_falling_temperature_hardens_the_sigmoid() -> None:
+    at_start, later, at_end = (FALLING.at(step).soft(LOCATIONS) for step in (0, 5, 10))
+    torch.testing.assert_close(at_start, torch.sigmoid(LOCATIONS))
+    torch.testing.assert_close(later, torch.sigmoid(LOCATIONS * 10))
+    torch.testing.assert_close(at_end, torch.sigmoid(LOCATIONS * 100))
+    decided = LOCATIONS != 0
+    torch.testing.assert_close(at_end[decided], FALLING.harden(LOCATIONS)[decided])
+    assert FALLING.at(3).at(5) == FALLING.at(5)
+    for gate in (*GATES, *RANDOM, Heaviside()):
+        assert gate.at(5) is gate
+
+
+@pytest.mark.parametrize("gate", [StraightThrough, Sigmoid, Heaviside])
+def test_a_temperature_of_nothing_is_refused(gate: type) -> None:
+    with pytest.raises(ValueError, match="temperature above 0 but got 0"):
+        gate(temperature=0.0)
+    with pytest.raises(ValueError, match="temperature above 0"):
+        Sigmoid(temperature=lambda step: 1.0 - step).at(1)

@@ -13,9 +13,11 @@ from styles import CLEAN, CORRUPT, backend_of_style, error, fresh, model_of, ran
 from torch import Tensor
 
 from tlprune.learning.budgets import Lagrangian
-from tlprune.learning.fit import Optimiser, Step, fit, steps
+from tlprune.learning.fit import fit, steps
 from tlprune.learning.metrics import measure
 from tlprune.learning.objectives import KL, divergence
+from tlprune.learning.optimiser import Optimiser
+from tlprune.learning.records import Step
 from tlprune.masking.ablation import Resample
 from tlprune.masking.cache import RunCache
 from tlprune.masking.masked import Masked
@@ -71,7 +73,7 @@ def test_records_say_what_the_masks_are() -> None:
     for number, step in enumerate(steps(masked, DISCOVERY, budget=Lagrangian(0.9), steps=5, validate_every=2)):
         assert step.step == number + 1
         assert step.total == masked.graph.n_edges
-        assert step.target == 0.9
+        assert step.budgets[0].aim == {"target": 0.9}
         assert step.expected_kept == pytest.approx(float(masked.masks.expected_kept.detach()))
         assert (step.hard is not None) == (step.step % 2 == 0)
         assert str(step).startswith(f"step {step.step} | kl_sampled {step.sampled:.3f}")
@@ -104,11 +106,11 @@ def test_the_sampled_value_is_the_objective_of_the_first_sample() -> None:
 def test_multipliers_ascend_while_sparsity_is_below_the_target(measure_of: str) -> None:
     below, _ = trained(8, budget=Lagrangian(0.99, measure_of), optimiser=Optimiser(rate=0.0))
     above, _ = trained(8, budget=Lagrangian(0.01, measure_of), optimiser=Optimiser(rate=0.0))
-    firsts = [step.multipliers[0] for step in below]
+    firsts = [step.budgets[0].multipliers[0] for step in below]
     assert firsts == sorted(firsts)
     assert firsts[0] > 0
-    assert all(step.multipliers[0] < 0 for step in above)
-    assert all(step.multipliers[1] > 0 for step in (*below, *above))
+    assert all(step.budgets[0].multipliers[0] < 0 for step in above)
+    assert all(step.budgets[0].multipliers[1] > 0 for step in (*below, *above))
 
 
 def test_a_budget_drives_the_masks_to_its_target() -> None:

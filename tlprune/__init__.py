@@ -16,17 +16,23 @@ if TYPE_CHECKING:
     from tlprune.evaluation.completeness import completeness as completeness
     from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
     from tlprune.evaluation.minimality import minimality as minimality
+    from tlprune.gates import Gate as Gate
     from tlprune.gates import HardConcrete as HardConcrete
+    from tlprune.gates import Heaviside as Heaviside
+    from tlprune.gates import Sigmoid as Sigmoid
+    from tlprune.gates import StraightThrough as StraightThrough
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
     from tlprune.learning.budgets import Lagrangian as Lagrangian
-    from tlprune.learning.fit import Optimiser as Optimiser
-    from tlprune.learning.fit import Step as Step
+    from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
     from tlprune.learning.fit import steps as steps
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
+    from tlprune.learning.objectives import Uniform as Uniform
+    from tlprune.learning.optimiser import Optimiser as Optimiser
+    from tlprune.learning.records import Step as Step
     from tlprune.masking.ablation import GaussianNoise as GaussianNoise
     from tlprune.masking.ablation import Resample as Resample
     from tlprune.masking.ablation import Zero as Zero
@@ -68,17 +74,23 @@ _HOMES = {
     "completeness": "evaluation.completeness",
     "faithfulness_curve": "evaluation.curve",
     "minimality": "evaluation.minimality",
+    "Gate": "gates",
     "HardConcrete": "gates",
+    "Heaviside": "gates",
+    "Sigmoid": "gates",
+    "StraightThrough": "gates",
     "Convention": "graph",
     "Graph": "graph",
     "Lagrangian": "learning.budgets",
-    "Optimiser": "learning.fit",
-    "Step": "learning.fit",
+    "Penalty": "learning.budgets",
     "fit": "learning.fit",
     "steps": "learning.fit",
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
+    "Uniform": "learning.objectives",
+    "Optimiser": "learning.optimiser",
+    "Step": "learning.records",
     "GaussianNoise": "masking.ablation",
     "Resample": "masking.ablation",
     "Zero": "masking.ablation",

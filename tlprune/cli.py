@@ -148,7 +148,7 @@ def measure(settings: Measure) -> None:
     build = _task_builder(chosen["task"])
     model = load(chosen["model"], device=settings.device)
     task = build(model, seed=chosen.get("task_seed", 0))
-    if len(given) == 1:
+    if settings.model is None and settings.task is None and settings.task_seed is None:
         _check_task(circuit, task)
     found = evaluate(model, circuit, task)
     print(json.dumps(found.as_dict(), indent=1) if settings.json else f"{circuit}\n\n{found}")

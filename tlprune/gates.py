@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from tlprune.schedules import Schedule
+
+Sites = Float[Tensor, "*sites"]
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """How one trainable number per site, ``log_alpha``, becomes a mask value in [0, 1].
+
+    Attributes:
+        initial: first value of every ``log_alpha``.
+    """
+
+    @property
+    def initial(self) -> float: ...
+
+    def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
+        """One mask value per site, differentiable in ``log_alpha``."""
+        ...
+
+    def expected_kept(self, log_alpha: Sites) -> Sites:
+        """Probability that a sampled mask value is not 0, in closed form; what budgets count."""
+        ...
+
+    def soft(self, log_alpha: Sites) -> Sites:
+        """A noise-free mask value between 0 and 1 that rises with ``log_alpha``."""
+        ...
+
+    def harden(self, log_alpha: Sites) -> Sites:
+        """The noise-free mask of evaluation."""
+        ...
+
+    def at(self, step: int) -> Gate:
+        """The gate of a training step, from 0; itself unless something of it is annealed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,3 +109,180 @@ class HardConcrete:
         removed = round(float((1 - self.expected_kept(log_alpha)).sum()))
         soft[torch.argsort(log_alpha.flatten(), stable=True)[:removed]] = 0
         return soft.view_as(log_alpha)
+
+    def at(self, step: int) -> HardConcrete:
+        """Itself: nothing is annealed."""
+        return self
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """A hard 0 or 1, drawn by the Gumbel-max trick and differentiated as if it were soft (Gumbel-sigmoid).
+
+    With ``U0, U1 ~ U(0, 1)`` and the logistic noise ``g = -log(log(U1 + eps) / log(U0 + eps) + eps)``:
+    ``r = sigmoid((log_alpha + g) / temperature)`` and ``m = 1[r > 1/2]``, whose gradient is taken to be that of ``r``,
+    ``r (1 - r) / temperature``. Since ``r > 1/2`` just where ``g > -log_alpha``, ``P(m = 1) = sigmoid(log_alpha)``
+    whatever the temperature, which shapes the gradient alone.
+
+    Attributes:
+        initial: first value of every ``log_alpha``; by default each site is kept with probability 0.45.
+        temperature: of the gradient; lower concentrates it on undecided draws.
+        epsilon: keeps the logarithms finite.
+
+    Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax" (2017), section 2.2; as in Bayazit et
+    al., "Discovering Knowledge-Critical Subnetworks in Pretrained Language Models" (2024).
+
+    Example:
+        >>> gate = StraightThrough()
+        >>> log_alpha = torch.tensor([-200.0, 0.0, 30.0])
+        >>> gate.expected_kept(log_alpha).tolist(), gate.harden(log_alpha).tolist()
+        ([0.0, 0.5, 1.0], [0.0, 0.0, 1.0])
+        >>> round(gate.expected_kept(torch.tensor(gate.initial)).item(), 4)
+        0.45
+    """
+
+    initial: float = math.log(0.45 / 0.55)
+    temperature: float = 1.0
+    epsilon: float = 1e-10
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+
+    def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
+        """Draw 0 or 1 for each site."""
+        shape = (2, *log_alpha.shape)
+        logs = torch.log(torch.rand(shape, generator=generator, dtype=log_alpha.dtype) + self.epsilon)
+        noise = -torch.log(logs[1] / logs[0] + self.epsilon).to(log_alpha.device)
+        soft = torch.sigmoid((log_alpha + noise) / self.temperature)
+        return _straight_through(soft > 0.5, soft)
+
+    def expected_kept(self, log_alpha: Sites) -> Sites:
+        """Probability that a site's mask value is 1, ``sigmoid(log_alpha)``."""
+        return torch.sigmoid(log_alpha)
+
+    def soft(self, log_alpha: Sites) -> Sites:
+        """``sigmoid(log_alpha)``, the value without noise."""
+        return torch.sigmoid(log_alpha)
+
+    def harden(self, log_alpha: Sites) -> Sites:
+        """1 where :meth:`soft` is above one half."""
+        return _open(log_alpha)
+
+    def at(self, step: int) -> StraightThrough:
+        """Itself: nothing is annealed."""
+        return self
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """A soft mask without noise, ``sigmoid(log_alpha / temperature)``, that hardens as the temperature falls.
+
+    No value is ever exactly 0, so a probability of being 0 would say nothing: :meth:`expected_kept` is the mask value
+    itself. Its sum is the relaxed count of Savarese et al. and tends to the number of ``log_alpha`` above 0.
+
+    Attributes:
+        initial: first value of every ``log_alpha``; a higher one keeps more.
+        temperature: a number, or a schedule of it over training steps. The paper's inverse temperature rises
+            exponentially from 1 to 200: ``schedules.exponential(1, 1 / 200, steps=n)``.
+        step: the training step whose temperature is in force; :meth:`at` sets it.
+
+    Source: Savarese, Silva, Maire, "Winning the Lottery with Continuous Sparsification" (NeurIPS 2020), section 3.
+
+    Example:
+        >>> from tlprune.schedules import exponential
+        >>> gate = Sigmoid(temperature=exponential(1, 0.01, steps=100))
+        >>> [round(gate.at(step).soft(torch.tensor(0.1)).item(), 3) for step in (0, 50, 100)]
+        [0.525, 0.731, 1.0]
+    """
+
+    initial: float = 0.0
+    temperature: float | Schedule = 1.0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        _check_temperature(self._temperature)
+
+    def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
+        """The mask; there is no noise, and the generator is left as it is."""
+        return self.soft(log_alpha)
+
+    def expected_kept(self, log_alpha: Sites) -> Sites:
+        """The mask value, a relaxed count: see the class."""
+        return self.soft(log_alpha)
+
+    def soft(self, log_alpha: Sites) -> Sites:
+        """``sigmoid(log_alpha / temperature)``."""
+        return torch.sigmoid(log_alpha / self._temperature)
+
+    def harden(self, log_alpha: Sites) -> Sites:
+        """1 where ``log_alpha > 0``, the limit of a falling temperature."""
+        return _open(log_alpha)
+
+    def at(self, step: int) -> Sigmoid:
+        """This gate at the temperature of a training step."""
+        return replace(self, step=step)
+
+    @property
+    def _temperature(self) -> float:
+        return self.temperature(self.step) if callable(self.temperature) else self.temperature
+
+
+@dataclass(frozen=True)
+class Heaviside:
+    """A hard mask without noise, ``1[log_alpha > 0]``, differentiated as ``sigmoid(log_alpha / temperature)``.
+
+    Attributes:
+        initial: first value of every ``log_alpha``; above 0, or nothing is kept at first.
+        temperature: of the surrogate gradient; the wider it is, the further from 0 a gate still learns.
+
+    Source: Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons" (2013).
+
+    Example:
+        >>> location = torch.tensor([-0.5, 0.0, 2.0], requires_grad=True)
+        >>> mask = Heaviside().sample(location)
+        >>> mask.tolist(), [round(g, 3) for g in torch.autograd.grad(mask.sum(), location)[0].tolist()]
+        ([0.0, 0.0, 1.0], [0.235, 0.25, 0.105])
+    """
+
+    initial: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+
+    def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
+        """The mask; there is no noise, and the generator is left as it is."""
+        return _straight_through(log_alpha > 0, self.soft(log_alpha))
+
+    def expected_kept(self, log_alpha: Sites) -> Sites:
+        """The mask itself, 0 or 1, with its surrogate gradient."""
+        return self.sample(log_alpha)
+
+    def soft(self, log_alpha: Sites) -> Sites:
+        """``sigmoid(log_alpha / temperature)``, what the gradient is of."""
+        return torch.sigmoid(log_alpha / self.temperature)
+
+    def harden(self, log_alpha: Sites) -> Sites:
+        """The mask without gradient."""
+        return _open(log_alpha)
+
+    def at(self, step: int) -> Heaviside:
+        """Itself: nothing is annealed."""
+        return self
+
+
+def _straight_through(hard: Bool[Tensor, "*sites"], soft: Sites) -> Sites:
+    """Exactly 0 or 1 forward, the gradient of ``soft`` backward."""
+    return hard.to(soft.dtype) + (soft - soft.detach())
+
+
+def _open(log_alpha: Sites) -> Sites:
+    return (log_alpha.detach() > 0).to(log_alpha.dtype)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(
+            f"A gate needs a temperature above 0 but got {temperature}. Give a positive number, or a schedule that "
+            "stays positive."
+        )

@@ -37,6 +37,21 @@ def logarithmic(start: float, end: float, *, steps: int) -> Schedule:
     return lambda step: 0.0 - math.expm1(first + (last - first) * _progress(step, steps))
 
 
+def exponential(start: float, end: float, *, steps: int) -> Schedule:
+    """A constant factor per step, from ``start`` at step 0 to ``end`` at step ``steps``, then ``end``.
+
+    Raises:
+        ValueError: an end is not above 0.
+
+    Example:
+        >>> [round(exponential(1, 0.01, steps=2)(step), 4) for step in range(4)]
+        [1.0, 0.1, 0.01, 0.01]
+    """
+    if start <= 0 or end <= 0:
+        raise ValueError(f"An exponential schedule needs values above 0 but got {start} and {end}. Use linear.")
+    return lambda step: start * (end / start) ** _progress(step, steps)
+
+
 def join(first: Schedule, second: Schedule, *, at: int) -> Schedule:
     """``first`` up to step ``at``, from there ``second``, which counts its steps from 0.
 

@@ -1,59 +1,194 @@
-"""Objectives: what training lowers, from the masked model's logits at the answer positions."""
+"""Objectives: what training lowers, from the masked model's logits at the answer positions.
+
+They scale and add: ``1.5 * Uniform(on="target") + KL(on="control", run="complement")``.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tlprune.task import Batch
+from tlprune.task import MAIN, Batch
 
 Logits = Float[Tensor, "example answer vocab"]
+Run = Literal["kept", "complement"]
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A number to lower.
+    """A number to lower, of one stream of examples and one run of the mask.
 
     Attributes:
         name: how records call it.
+        on: the stream whose examples it is of.
+        run: ``"kept"``: the model is run with the mask ``m``; ``"complement"``: with ``1 - m``, so that what the mask
+            keeps is removed.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def on(self) -> str: ...
+
+    @property
+    def run(self) -> Run: ...
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
         """The mean over examples and answer positions; ``reference`` is the full model's log-probabilities."""
         ...
 
 
+class Summable:
+    """What can be scaled and added to a :class:`Sum`."""
+
+    def __rmul__(self, weight: float) -> Sum:
+        return Sum(tuple((weight * own, objective) for own, objective in weighted(self)))
+
+    def __add__(self, other: Objective | Sum) -> Sum:
+        if not isinstance(other, (Objective, Sum)):
+            return NotImplemented
+        return Sum(weighted(self) + weighted(other))
+
+
 @dataclass(frozen=True)
-class KL:
+class Sum(Summable):
+    """Objectives with weights; each is evaluated on its own stream with a mask sample of its own.
+
+    Attributes:
+        terms: pairs of a weight and an objective.
+
+    Example:
+        >>> total = 2 * (KL() + 1.5 * Uniform(on="target", run="complement"))
+        >>> [(weight, label) for (weight, _), label in zip(total.terms, total.labels)]
+        [(2.0, 'kl'), (3.0, 'uniform_target_complement')]
+    """
+
+    terms: tuple[tuple[float, Any], ...]
+
+    def __post_init__(self) -> None:
+        for weight, objective in self.terms:
+            if not math.isfinite(weight):
+                raise ValueError(
+                    f"An objective needs a finite weight but {objective.name} has {weight}. Scale it by a number."
+                )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each term in records: of the objective, its stream, its run; numbered where these are the same."""
+        names = [_label(objective) for _, objective in self.terms]
+        seen: Counter[str] = Counter()
+        for place, name in enumerate(names):
+            seen[name] += 1
+            names[place] = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        return tuple(names)
+
+
+def weighted(objective: Any) -> tuple[tuple[float, Any], ...]:
+    """The terms of a sum; an objective by itself is a sum of one."""
+    return objective.terms if isinstance(objective, Sum) else ((1.0, objective),)
+
+
+def _label(objective: Objective) -> str:
+    stream = "" if objective.on == MAIN else f"_{objective.on}"
+    return f"{objective.name}{stream}" + ("" if objective.run == "kept" else f"_{objective.run}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Addressed(Summable):
+    on: str = MAIN
+    run: Run = "kept"
+
+    def __post_init__(self) -> None:
+        if self.run not in get_args(Run):
+            raise ValueError(f"run must be one of {', '.join(get_args(Run))} but is {self.run!r}. Choose one of these.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(_Addressed):
     """Divergence of the masked model from the full one, ``sum_v p(v) (log p(v) - log q(v))``, in nats.
 
     ``p`` is the full model and ``q`` the masked one, over the whole vocabulary.
 
+    Attributes:
+        on: the stream whose examples it is of.
+        run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+        tokens: ids over which both distributions are renormalised and compared; the whole vocabulary by default.
+
+    Raises:
+        ValueError: ``tokens`` has fewer than two ids or one twice.
+
     Example:
         >>> import tlprune as tp
         >>> batch = tp.planted("copy").task.test.rows(torch.tensor([0]))
-        >>> reference = torch.tensor([[[0.5, 0.5]]]).log()
-        >>> round(float(KL()(torch.tensor([[[0.9, 0.1]]]).log(), batch, reference)), 4)
-        0.5108
+        >>> reference = torch.tensor([[[0.25, 0.25, 0.5]]]).log()
+        >>> logits = torch.tensor([[[0.09, 0.01, 0.9]]]).log()
+        >>> [round(float(kl(logits, batch, reference)), 4) for kl in (KL(), KL(tokens=(0, 1)))]
+        [0.7662, 0.5108]
     """
+
+    tokens: tuple[int, ...] | None = None
 
     name = "kl"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens is not None and (len(self.tokens) < 2 or len(set(self.tokens)) < len(self.tokens)):
+            raise ValueError(
+                f"KL over some tokens needs at least two different ids but got {len(self.tokens)}, "
+                f"{len(set(self.tokens))} of them different. Name each token once, or leave tokens out."
+            )
+
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        if self.tokens is not None:
+            logits, reference = self._chosen(logits), self._chosen(reference).log_softmax(-1)
         return divergence(logits, reference).mean()
 
+    def _chosen(self, logits: Logits) -> Float[Tensor, "example answer chosen"]:
+        ids = torch.tensor(self.tokens, device=logits.device)
+        if not 0 <= int(ids.min()) <= int(ids.max()) < logits.shape[-1]:
+            raise ValueError(
+                f"KL needs token ids from 0 to {logits.shape[-1] - 1} but got {int(ids.min())} to {int(ids.max())}. "
+                "Take them from the tokenizer of this model."
+            )
+        return logits[..., ids]
 
-@dataclass(frozen=True)
-class LogitDifference:
-    """How far the foil's logit stands above the answer's: the negative logit difference, so lower is better."""
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(_Addressed):
+    """Divergence of the masked model from knowing nothing, ``sum_v (1/V) (log(1/V) - log q(v))``, in nats.
+
+    Lowering it suppresses whatever the model would say. It is summed over the vocabulary of ``V`` tokens.
+
+    Attributes:
+        on: the stream whose examples it is of.
+        run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+
+    Source: Bayazit et al., "Discovering Knowledge-Critical Subnetworks in Pretrained Language Models" (2024).
+    """
+
+    name = "uniform"
+
+    def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        surprise = -exact(logits).log_softmax(-1).mean(-1)
+        return (surprise - math.log(logits.shape[-1])).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitDifference(_Addressed):
+    """How far the foil's logit stands above the answer's: the negative logit difference, so lower is better.
+
+    Attributes:
+        on: the stream whose examples it is of.
+        run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+    """
 
     name = "negative_logit_difference"
 
@@ -61,9 +196,14 @@ class LogitDifference:
         return -logit_difference(logits, batch).mean()
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Negative log-probability of the correct answer, in nats."""
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(_Addressed):
+    """Negative log-probability of the correct answer, in nats.
+
+    Attributes:
+        on: the stream whose examples it is of.
+        run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+    """
 
     name = "cross_entropy"
 

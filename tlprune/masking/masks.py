@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tlprune.circuit import Circuit
-from tlprune.gates import HardConcrete
+from tlprune.gates import Gate, HardConcrete
 from tlprune.graph import Graph
 from tlprune.scores import Scores
 from tlprune.sites import Sites
@@ -33,10 +33,10 @@ class Masks(nn.Module):
         (46, 12, 0.97)
     """
 
-    def __init__(self, sites: Sites, gate: HardConcrete | None = None) -> None:
+    def __init__(self, sites: Sites, gate: Gate | None = None) -> None:
         super().__init__()
         self.sites = sites
-        self.gate = gate or HardConcrete()
+        self.gate: Gate = gate or HardConcrete()
         self.log_alpha = nn.Parameter(torch.full((len(sites),), float(self.gate.initial)))
 
     @property

@@ -11,8 +11,9 @@ from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
 from tlprune.graph import Graph
 from tlprune.learning.budgets import Lagrangian
-from tlprune.learning.fit import Optimiser, fit
+from tlprune.learning.fit import fit
 from tlprune.learning.objectives import KL
+from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation, Resample
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks, kept_at
@@ -81,6 +82,7 @@ class EdgePruning:
         *,
         ablation: Ablation | None = None,
         metrics: str | Path | None = None,
+        checkpoint: str | Path | None = None,
         progress: bool = False,
     ) -> Circuit:
         """Train the gates and return the hard circuit.
@@ -90,6 +92,7 @@ class EdgePruning:
             task: prompt pairs; only train and validation examples are used.
             ablation: what replaces an ablated edge; by default :class:`~tlprune.Resample`.
             metrics: a file for one JSON record per step.
+            checkpoint: a file for the state of training, from which a run that was stopped goes on.
             progress: whether to show a progress bar.
         """
         discovery = task.discovery if isinstance(task, Task) else task
@@ -107,9 +110,10 @@ class EdgePruning:
             batch_size=self.batch_size,
             optimiser=recipe.optimiser(steps),
             validate_every=self.validate_every,
-            edges=count,
+            keep={"edges": count},
             seed=self.seed,
             metrics=metrics,
+            checkpoint=checkpoint,
             progress=progress,
         )
         return masks.circuit(edges=count, provenance=self._provenance(masked, discovery))

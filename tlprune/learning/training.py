@@ -1,0 +1,190 @@
+"""One training step after another: gradients of every term and budget, and the state between steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tlprune.learning.budgets import Budget, Budgets, every
+from tlprune.learning.examples import Examples
+from tlprune.learning.objectives import Objective, Sum, weighted
+from tlprune.learning.optimiser import Optimiser
+from tlprune.learning.records import Pressure, Step, Term
+from tlprune.masking.masked import Masked
+from tlprune.masking.masks import Masks
+from tlprune.task import Batch, Discovery
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what training does; see :func:`tlprune.steps`."""
+
+    objective: Objective | Sum
+    budget: Budget | Budgets
+    optimiser: Optimiser
+    steps: int
+    batch_size: int | Mapping[str, int]
+    validate_every: int | None
+    keep: Mapping[str, int] | None
+    patience: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Imposed:
+    """A budget on its part of the mask, with its multipliers."""
+
+    budget: Budget
+    part: slice
+    multipliers: nn.Parameter
+
+
+class Training:
+    """State of a run: masks, multipliers, optimiser, random numbers, order of examples."""
+
+    def __init__(self, masked: Masked, masks: Masks, discovery: Discovery, plan: Plan) -> None:
+        self.masked, self.masks, self.plan = masked, masks, plan
+        self.terms = weighted(plan.objective)
+        self.labels = Sum(self.terms).labels
+        self.parts = masks.sites.parts
+        self.budgets = [self._impose(budget) for budget in every(plan.budget)]
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.streams = {name: self._examples(discovery, name) for name in dict.fromkeys(o.on for _, o in self.terms)}
+        self.learned = dict(masked.ablation.named_parameters()) if isinstance(masked.ablation, nn.Module) else {}
+        self.optimiser = plan.optimiser.build(
+            [masks.log_alpha], [b.multipliers for b in self.budgets if len(b.multipliers)], [*self.learned.values()]
+        )
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.done, self.started = 0, time.perf_counter()
+
+    def _impose(self, budget: Budget) -> Imposed:
+        part: slice = slice(None) if budget.on is None else self.masks.sites.part(budget.on)
+        return Imposed(budget.of(len(self.masks.log_alpha[part])), part, budget.start())
+
+    def _examples(self, discovery: Discovery, stream: str) -> Examples:
+        size = self.plan.batch_size
+        if isinstance(size, Mapping):
+            if stream not in size:
+                raise ValueError(
+                    f"Each stream needs a batch size but {stream!r} has none in {dict(size)}. Add it, or give a number."
+                )
+            size = size[stream]
+        if size < 1:
+            raise ValueError(f"A batch needs at least 1 example but {stream!r} is to have {size}. Ask for more.")
+        return Examples(self.masked, discovery, stream=stream, size=size, generator=self.generator)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return time.perf_counter() - self.started
+
+    def step(self) -> Step:
+        """Take the next step."""
+        number = self.done
+        self._anneal(number)
+        self.optimiser.zero_grad()
+        batches = {name: stream.draw() for name, stream in self.streams.items()}
+        values = [self._descend(weight, one, batches[one.on], number) for weight, one in self.terms]
+        self._refuse_not_finite(values, number)
+        self._clip()
+        self.optimiser.step()
+        self.done = number + 1
+        return self._record(number, values)
+
+    def _anneal(self, number: int) -> None:
+        self.masks.gate = self.masks.gate.at(number)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.plan.optimiser.factor(number, self.plan.steps)
+
+    def _descend(self, weight: float, objective: Objective, batch: Batch, number: int) -> float:
+        """Add the gradients of one term, and its share of the budgets'; return the term's value."""
+        parts = batch.split(math.ceil(len(batch) / self.plan.optimiser.samples))
+        return sum(self._backward(weight, objective, part, len(part) / len(batch), number) for part in parts)
+
+    def _backward(self, weight: float, objective: Objective, part: Batch, share: float, number: int) -> float:
+        sample = self.masks.sample(self.generator)
+        replaced, reference = self.streams[objective.on].prepared(part)
+        value = objective(self.masked(part, mask=run_of(sample, objective), replaced=replaced), part, reference)
+        (share * (weight * value + self._pressure(sample, number) / len(self.terms))).backward()
+        return share * float(value.detach())
+
+    def _pressure(self, sample: Tensor, number: int) -> Tensor:
+        terms = [b.budget.term(b.multipliers, self._sparsity(b, sample), number) for b in self.budgets]
+        return torch.stack(terms).sum()
+
+    def _sparsity(self, imposed: Imposed, sample: Tensor) -> Tensor:
+        if imposed.budget.measure == "sampled":
+            return 1 - sample[imposed.part].mean()
+        return 1 - self._expected(imposed.part) / len(sample[imposed.part])
+
+    def _expected(self, part: slice) -> Tensor:
+        return self.masks.gate.expected_kept(self.masks.log_alpha[part]).sum()
+
+    def _refuse_not_finite(self, values: list[float], number: int) -> None:
+        gradient, value = self.masks.log_alpha.grad, sum(values)
+        if not (math.isfinite(value) and gradient is not None and bool(gradient.isfinite().all())):
+            raise FloatingPointError(
+                f"Training needs finite numbers but step {number + 1} gave a loss of {value} or a gradient that is not "
+                "finite. The masks are as after the last good step; lower the rate, or look for infinities in the "
+                "model's logits."
+            )
+
+    def _clip(self) -> None:
+        if self.plan.optimiser.clip is not None:
+            multipliers = [b.multipliers for b in self.budgets]
+            torch.nn.utils.clip_grad_norm_([self.masks.log_alpha, *multipliers], self.plan.optimiser.clip)
+
+    @torch.no_grad()
+    def _record(self, number: int, values: list[float]) -> Step:
+        terms = zip(self.labels, self.terms, values, strict=True)
+        return Step(
+            step=number + 1,
+            terms=tuple(Term(label, float(weight), value) for label, (weight, _), value in terms),
+            kept={kind: float(self._expected(part)) for kind, part in self.parts.items()},
+            totals={kind: len(self.masks.log_alpha[part]) for kind, part in self.parts.items()},
+            budgets=tuple(
+                Pressure(b.budget.on, b.budget.record(number), tuple(b.multipliers.tolist())) for b in self.budgets
+            ),
+            seconds=self.seconds,
+        )
+
+    @torch.no_grad()
+    def validate(self) -> list[float]:
+        """Each term of the hard circuit on the validation examples of its stream."""
+        mask = self.masks.circuit(**dict(self.plan.keep or {})).kept.float()  # pyright: ignore[reportArgumentType]
+        return [self._hard(objective, run_of(mask, objective)) for _, objective in self.terms]
+
+    def _hard(self, objective: Objective, mask: Tensor) -> float:
+        examples, total = self.streams[objective.on], 0.0
+        cache = examples.validation_cache
+        for part in examples.validation.split(32):
+            batch = part.to(examples.device)
+            replaced, reference = cache.replaced(batch), cache.reference(batch)
+            total += float(objective(self.masked(batch, mask=mask, replaced=replaced), batch, reference)) * len(batch)
+        return total / len(examples.validation)
+
+    @torch.no_grad()
+    def reached(self) -> bool:
+        """Whether every budget has what it will ask for."""
+        return all(
+            b.budget.reached(
+                1 - float(self._expected(b.part)) / len(self.masks.log_alpha[b.part]),
+                step=self.done - 1,
+                steps=self.plan.steps,
+            )
+            for b in self.budgets
+        )
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What the result consists of: the masks, and the ablation's own parameters."""
+        return {"log_alpha": self.masks.log_alpha, **{f"ablation.{name}": p for name, p in self.learned.items()}}
+
+
+def run_of(mask: Tensor, objective: Objective) -> Tensor:
+    """The mask of an objective's run."""
+    return mask if objective.run == "kept" else 1 - mask
