@@ -123,7 +123,7 @@ def test_edge_pruning_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     found = method.find(model, discovery, checkpoint=path)
     assert resumed_step(tmp_path, "run") == 8
     assert method.find(model, discovery, checkpoint=path) == found == method.find(model, discovery)
-    with pytest.raises(ValueError, match=r"edges \(20, now 21\)"):
+    with pytest.raises(ValueError, match=r"\{'edges': 20\}, now \{'edges': 21\}"):
         EdgePruning(edges=21, steps=8).find(model, discovery, checkpoint=path)
 
 
