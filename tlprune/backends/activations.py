@@ -16,7 +16,8 @@ from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
 Norm = Literal["layer", "rms", "none"]
-# Where a run can be edited: ("input" | "embed" | "pos_embed", 0), or ("heads" | "mlp" | "neurons", layer).
+# Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); and what norms
+# divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0).
 Point = tuple[str, int]
 Edits = Mapping[Point, Callable[[Tensor], Tensor]]
 
@@ -86,6 +87,7 @@ class Projection:
         epsilon: added to the variance or mean square.
         gain: the norm's weight, if it has one.
         shift: the norm's bias, if it has one.
+        scale: what the norm divides by, if not what it finds in its input, ``(token, 1)``.
     """
 
     weights: tuple[Float[Tensor, "_ d_model d_head"], ...]
@@ -94,6 +96,7 @@ class Projection:
     epsilon: float
     gain: Float[Tensor, "d_model"] | None = None
     shift: Float[Tensor, "d_model"] | None = None
+    scale: Float[Tensor, "token 1"] | None = None
 
     @property
     def splits(self) -> list[int]:
@@ -108,6 +111,11 @@ class Projection:
     def normalise(self, mixed: Float[Tensor, "reader token d_model"]) -> Float[Tensor, "reader token d_model"]:
         """The norm alone, in the precision of its input."""
         gain, shift = (None if tensor is None else tensor.to(mixed.dtype) for tensor in (self.gain, self.shift))
+        if self.scale is not None:
+            centred = mixed - mixed.mean(-1, keepdim=True) if self.norm == "layer" else mixed
+            scaled = centred / self.scale.to(mixed.dtype)
+            scaled = scaled if gain is None else scaled * gain
+            return scaled if shift is None else scaled + shift
         if self.norm == "layer":
             return F.layer_norm(mixed, mixed.shape[-1:], gain, shift, self.epsilon)
         if self.norm == "rms":
@@ -174,6 +182,24 @@ class Backend(Protocol):
         """Logits of the plain model at ``positions``, or at all when ``None``."""
         ...
 
+    def edited(self, edits: Edits, positions: Int[Tensor, "example answer"] | None = None) -> Any:
+        """A context in which every run of the model is edited; it gives the set of points met so far."""
+        ...
+
+    def steered(
+        self,
+        steering: Steering,
+        convention: Convention,
+        edits: Edits,
+        positions: Int[Tensor, "example answer"] | None = None,
+    ) -> Any:
+        """A context in which every run of the model is steered; it gives the set of edited points met so far."""
+        ...
+
+    def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
+        """What each norm of the plain model divides by, ``(example, pos, 1)``; empty for models without norms."""
+        ...
+
     def steer(
         self,
         tokens: Tokens,
@@ -189,6 +215,10 @@ class Backend(Protocol):
         ...
 
     def matrices(self) -> list[Matrix]:
+        """Names and shapes of :meth:`parameters`, seen as matrices."""
+        ...
+
+    def parameters(self) -> dict[str, Tensor]:
         """Every weight tensor and bias, by the name that TransformerLens shows."""
         ...
 

@@ -78,24 +78,44 @@ class HookedTransformerBackend:
             neurons={layer: seen[f"blocks.{layer}.mlp.hook_post"] for layer in wanted.neurons},
         )
 
+    @torch.no_grad()
+    def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
+        if NORMS[self.model.cfg.normalization_type] == "none":
+            return {}
+        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
+        points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
+        seen: dict[str, Tensor] = {}
+        names = [self._point(point) for point in points]
+        with self._hooks([(name, _store(seen, name), False) for name in names]):
+            self._forward(tokens)
+        return {point: seen[name] for point, name in zip(points, names, strict=True)}
+
     def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
         return self.run(tokens, {}, positions)
 
     def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
-        met: set[Point] = set()
-        hooks: list[tuple[str, Hook, bool]] = [(self._point(point), _edit(edits, point, met), False) for point in edits]
-        hooks.append((self._last_point(), lambda stream: select(stream, positions), False))
-        with self._hooks(hooks), self._frozen():
+        with self.edited(edits, positions) as met:
             logits = self._forward(tokens)
         check_met(edits, met)
         return logits
 
+    @contextmanager
+    def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
+        met: set[Point] = set()
+        hooks: list[tuple[str, Hook, bool]] = [(self._point(point), _edit(edits, point, met), False) for point in edits]
+        hooks.append((self._last_point(), lambda stream: select(stream, positions), False))
+        with self._hooks(hooks), self._frozen():
+            yield met
+
     def _point(self, point: Point) -> str:
         """The hook at which an activation is edited."""
         kind, layer = point
+        if kind == "final_norm":
+            return "ln_final.hook_scale"
         if kind in ("input", "embed", "pos_embed"):
             return {"input": "blocks.0.hook_resid_pre", "embed": "hook_embed", "pos_embed": "hook_pos_embed"}[kind]
         names = {"heads": "attn.hook_z", "mlp": "hook_mlp_out", "neurons": "mlp.hook_post"}
+        names |= {"attention_norm": "ln1.hook_scale", "mlp_norm": "ln2.hook_scale"}
         return f"blocks.{layer}.{names[kind]}"
 
     def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
@@ -130,14 +150,23 @@ class HookedTransformerBackend:
     def steer(
         self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
     ) -> Tensor:
+        with self.steered(steering, convention, edits, positions) as met:
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
+
+    @contextmanager
+    def steered(
+        self, steering: Steering, convention: Convention, edits: Edits, positions: Tensor | None = None
+    ) -> Iterator[set[Point]]:
         self._refuse_hidden_hooks()
         met: set[Point] = set()
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
         hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
+        norms = [point for point in edits if point[0] in ("mlp_norm", "final_norm")]
+        hooks += [(self._point(point), _edit(edits, point, met), False) for point in norms]
         with self._hooks(hooks), self._flags(convention), self._frozen():
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
+            yield met
 
     def _embedding_hooks(
         self, steering: Steering, convention: Convention, edits: Edits, met: set[Point]
@@ -180,8 +209,11 @@ class HookedTransformerBackend:
     # ---- weights
 
     def matrices(self) -> list[Matrix]:
-        found = [(_shown(name), tuple(value.shape)) for name, value in self.model.named_parameters()]
-        return [Matrix(name, shape, _inputs(name, len(shape))) for name, shape in found]
+        shapes = {name: tuple(value.shape) for name, value in self.parameters().items()}
+        return [Matrix(name, shape, _inputs(name, len(shape))) for name, shape in shapes.items()]
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {_shown(name): value for name, value in self.model.named_parameters()}
 
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
         tensors = {
@@ -271,14 +303,14 @@ class HookedTransformerBackend:
 
 
 class _AttentionReads:
-    """Hands out q, k and v of one block, computed together when the first of them is asked for."""
+    """Hands out q, k and v of one block, computed together when a run asks for q, the first of them."""
 
     def __init__(self, steering: Steering, layer: int) -> None:
         self.steering, self.layer = steering, layer
         self.parts: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take(self, index: int) -> Tensor:
-        if self.parts is None:
+        if index == 0 or self.parts is None:
             self.parts = self.steering.attention(self.layer)
         return self.parts[index]
 

@@ -12,7 +12,7 @@ from tlprune.evaluation.table import aligned
 from tlprune.learning.bootstrap import Interval, finite
 from tlprune.learning.metrics import LOWER_IS_BETTER, Performance
 from tlprune.masking.ablation import Ablation
-from tlprune.masking.masked import check_model
+from tlprune.masking.checks import check_model
 from tlprune.task import Batch, Task
 
 
@@ -93,6 +93,6 @@ def compare(
             "Find both with the same model, selection and convention."
         )
     bench = Bench.of(model, first, batch, ablation=ablation)
-    check_model(bench.masked, second)
+    check_model(bench.masked.backend, second)
     one, other = bench.measure(first), bench.measure(second)
     return Comparison(one, other, one.less(other), bench.ablation)

@@ -7,7 +7,8 @@ residual stream of the replacing run (``Activations.streams``); the third is one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,28 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations, Backend, Edits, Projection
 from tlprune.graph import Graph, Readers
-from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream
+from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
 from tlprune.masking.workspace import Pool, Workspace
 from tlprune.task import Tokens
 
 MaskValues = Float[Tensor, "*lead edge"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What else is different in a run under edge masks.
+
+    Attributes:
+        edits: changes of what writers send, made before edges carry it, and of what norms divide by.
+        outputs: output projections of the run that gave the replacements, layer by layer, if not this model's.
+        scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
+        seen: filled with what each reader sees, ``(example, pos, d_model)``, by the reader's name.
+    """
+
+    edits: Edits = field(default_factory=dict)
+    outputs: Sequence[Tensor] | None = None
+    scales: Mapping[int, Tensor] = field(default_factory=dict)
+    seen: dict[str, Tensor] | None = None
 
 
 def run_edges(
@@ -32,8 +50,7 @@ def run_edges(
     *,
     positions: Int[Tensor, "example answer"] | None = None,
     pool: Pool | None = None,
-    edits: Edits | None = None,
-    outputs: Sequence[Tensor] | None = None,
+    beside: Beside | None = None,
 ) -> Float[Tensor, "example answer vocab"]:
     """Logits of a model whose edges are mixed with what replaces them.
 
@@ -46,16 +63,16 @@ def run_edges(
         replaced: what an ablated writer sends.
         positions: where logits are wanted; everywhere when ``None``.
         pool: buffers to reuse.
-        edits: changes of what writers send, made before edges carry it.
-        outputs: output projections of the run that gave ``replaced``, layer by layer, where they are not this model's.
+        beside: what else is different in this run.
 
     Raises:
         ValueError: the mask's shape does not fit.
         RuntimeError: a reader or writer was not met during the run.
     """
     _check_mask(mask, graph, tokens)
-    call = EdgeCall(backend, graph, tokens, mask, replaced, pool or Pool(), outputs)
-    logits = backend.steer(tokens, call, graph.convention, positions, edits or {})
+    beside = beside or Beside()
+    call = EdgeCall(backend, graph, tokens.ids.shape, mask, replaced, pool=pool or Pool(), beside=beside)
+    logits = backend.steer(tokens, call, graph.convention, positions, beside.edits)
     call.check_complete()
     return logits
 
@@ -78,16 +95,17 @@ class EdgeCall:
         self,
         backend: Backend,
         graph: Graph,
-        tokens: Tokens,
+        lead: Sequence[int],
         mask: Tensor,
         replaced: Activations,
+        *,
         pool: Pool,
-        outputs: Sequence[Tensor] | None = None,
+        beside: Beside,
     ) -> None:
-        self.outputs = outputs
+        self.beside = beside
         self.backend, self.graph, self.mask, self.replaced = backend, graph, mask, replaced
         self.always = int(graph.convention.embeddings == "kept")
-        self.shape = (*tokens.ids.shape, backend.d_model)
+        self.shape = (*lead, backend.d_model)
         slots = len(graph.writers) + self.always
         self.workspace = Workspace(pool, (slots, *self.shape), backend.dtype, backend.device)
         learned = mask.requires_grad or any(tensor.requires_grad for tensor in replaced.tensors)
@@ -106,7 +124,7 @@ class EdgeCall:
         self._check_gradients()
         first = self._slot(layer)
         weight, replaced = self.backend.output_weight(layer), self.replaced.heads[layer]
-        other = None if self.outputs is None else self.outputs[layer]
+        other = None if self.beside.outputs is None else self.beside.outputs[layer]
         self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first, other)
         self.writes += len(weight)
 
@@ -132,7 +150,7 @@ class EdgeCall:
     # ---- readers
 
     def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        projection = self.backend.projection(layer, self.graph.convention)
+        projection = self._projection(layer)
         readers, base = self._next("attention", layer)
         mask, gate = self._block(readers), None
         if self._scale_free(mask, base) and projection.norm != "none":
@@ -140,6 +158,12 @@ class EdgeCall:
         parts = ReadProjected.apply(self.token, mask, base, self.workspace, projection, *projection.tensors)
         q, k, v = (part.unflatten(1, self.shape[:2]).permute(1, 2, 0, 3) for part in parts)
         return (q, k, v) if gate is None else self._gated((q, k, v), gate, projection)
+
+    def _projection(self, layer: int) -> Projection:
+        projection = self.backend.projection(layer, self.graph.convention)
+        if layer in self.beside.scales:
+            projection = replace(projection, scale=self.beside.scales[layer].flatten(0, 1))
+        return projection
 
     def _gated(self, parts: tuple[Tensor, ...], gate: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
         """Interpolate between what readers project from nothing and what they project from their only writer."""
@@ -166,9 +190,12 @@ class EdgeCall:
         readers = self.graph.readers[self.reads]
         if (readers.kind, readers.layer) != (kind, layer):
             raise RuntimeError(f"The model asked for {kind} of layer {layer} where {readers.names[0]} was due.")
-        base = self.replaced.streams[self.reads].to(self.workspace.exact_dtype)
+        base = self.replaced.streams[self.reads].to(self.workspace.exact_dtype).expand(self.shape)
         self.reads += 1
-        return readers, base.expand(self.shape)
+        if self.beside.seen is not None:
+            streams = mix(self._block(readers), base, self.workspace).detach().to(self.backend.dtype)
+            self.beside.seen.update(zip(readers.names, streams, strict=False))
+        return readers, base
 
     def _block(self, readers: Readers) -> Tensor:
         """The readers' masks: a column of ones for embeddings always kept, rows three times for joined q, k and v."""

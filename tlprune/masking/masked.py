@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tlprune.backends import backend_of
-from tlprune.backends.activations import Activations, Backend, Wanted
+from tlprune.backends.activations import Activations, Edits, Point, Wanted, select
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
 from tlprune.masking.cache import RunCache
-from tlprune.masking.edges import run_edges
+from tlprune.masking.checks import check_model, check_same, check_sites
+from tlprune.masking.edges import Beside, run_edges
+from tlprune.masking.installing import installed_masks
 from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
+from tlprune.masking.sites import edges
 from tlprune.masking.workspace import Pool
-from tlprune.sites import Group, Neurons, Nodes, Sites, Spanned, Weights
+from tlprune.sites import Group, Neurons, Sites, Spanned, Weights
 from tlprune.task import Batch, Tokens
 
-# Largest error of the all-ones run that rounding explains, relative to the largest logit, for a model of 12 layers.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 _CHECKED: weakref.WeakKeyDictionary[Any, set[Sites]] = weakref.WeakKeyDictionary()
 
 
@@ -40,6 +41,8 @@ class Masked:
         model: a TransformerLens model.
         masks: trainable masks, or a circuit to run.
         ablation: what replaces an ablated activation; by default :class:`~tlprune.Resample`.
+        norm: ``"frozen"``: every norm divides by what it divides by in the unmasked model on the clean prompts, which
+            makes a reader linear in its input (one more forward pass); ``"recomputed"``: by its own input's scale.
 
     Example:
         >>> import tlprune as tp
@@ -49,8 +52,18 @@ class Masked:
         True
     """
 
-    def __init__(self, model: Any, masks: Masks | Circuit, ablation: Ablation | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        masks: Masks | Circuit,
+        ablation: Ablation | None = None,
+        *,
+        norm: Literal["recomputed", "frozen"] = "recomputed",
+    ) -> None:
+        if norm not in ("recomputed", "frozen"):
+            raise ValueError(f"norm must be 'recomputed' or 'frozen' but is {norm!r}. Choose one of these.")
         self.model, self.masks = model, masks
+        self.norm: Literal["recomputed", "frozen"] = norm
         self.ablation = ablation or Resample()
         self.backend = backend_of(model)
         self.sites = masks.sites
@@ -99,26 +112,103 @@ class Masked:
         self._self_test(tokens, replaced, spans)
         return self._run(tokens, values, replaced, positions, spans)
 
-    def _run(
-        self, tokens: Tokens, values: Tensor, replaced: Activations, positions: Tensor | None, spans: Tensor | None
-    ) -> Tensor:
-        parts = {group.kind: self._part(group, values, spans) for group in self.sites.groups}
-        edits = node_edits(self.sites, parts, replaced, self.backend.architecture)
+    def run_with_cache(
+        self,
+        clean: Batch | Tokens | Tensor,
+        corrupt: Tokens | Tensor | None = None,
+        *,
+        mask: Float[Tensor, "site"] | None = None,
+    ) -> tuple[Float[Tensor, "example pos vocab"], dict[str, Float[Tensor, "example pos d_model"]]]:
+        """Logits everywhere, and what each reader of the residual stream sees, by its name.
 
-        layers = range(self.backend.architecture.n_layers) if {"edges", "weights"} <= parts.keys() else ()
-        outputs = [self.backend.output_weight(layer).detach() for layer in layers] or None
+        Under edge masks no reader reads the model's own stream, so TransformerLens' cache would not show it. Readers
+        are called as in the graph: ``"a3.h1<q>"``, ``"m3"``, ``"logits"``. Nothing in the cache has a gradient.
+
+        Args:
+            clean: prompts; a :class:`Batch` brings its corrupted prompts along.
+            corrupt: corrupted prompts, where the ablation needs them.
+            mask: mask values to use; by default the circuit, or the hard circuit of the masks.
+        """
+        spans = clean.spans if isinstance(clean, Batch) else None
+        if isinstance(clean, Batch):
+            clean, corrupt = clean.clean, clean.corrupt
+        watched = self if "edges" in self.sites.kinds else _with_all_edges(self)
+        values = self.hard_values() if mask is None else mask
+        values = torch.cat([values, values.new_ones(len(watched.sites) - len(self.sites))])
+        seen: dict[str, Tensor] = {}
+        with torch.no_grad():
+            tokens, twins = self._tokens(clean), None if corrupt is None else self._tokens(corrupt)
+            replaced = watched.ablation.replaced(watched.backend, tokens, twins, watched.wanted)
+            values = values.to(device=self.backend.device, dtype=self._mask_dtype)
+            return watched._run(tokens, values, replaced, None, spans, seen=seen), seen
+
+    def hard_values(self) -> Float[Tensor, "site"]:
+        """1 for what the circuit keeps, 0 for all else; of masks, for what their hard circuit keeps."""
+        circuit = self.masks if isinstance(self.masks, Circuit) else self.masks.circuit()
+        return circuit.kept.to(device=self.backend.device, dtype=self._mask_dtype)
+
+    def _run(
+        self,
+        tokens: Tokens,
+        values: Tensor,
+        replaced: Activations,
+        positions: Tensor | None,
+        spans: Tensor | None,
+        *,
+        seen: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        parts = self.parts(values, spans)
+        scales = self.backend.norm_scales(tokens) if self.norm == "frozen" else {}
+        edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales, positions)}
 
         def run() -> Tensor:
             if "edges" not in parts:
                 return self.backend.run(tokens, edits, positions)
+            beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen)
             return run_edges(
                 self.backend, self.graph, tokens, parts["edges"], replaced,
-                positions=positions, pool=self._pool, edits=edits, outputs=outputs,
+                positions=positions, pool=self._pool, beside=beside,
             )  # fmt: skip
 
-        if "weights" not in parts:
-            return run()
-        return self.backend.with_weights(_scaled(self.sites.group("weights"), parts["weights"]), run)
+        outputs = self.outputs()
+        return self.backend.with_weights(self.scaled(parts), run) if "weights" in parts else run()
+
+    @contextmanager
+    def installed(self) -> Iterator[Any]:
+        """The model itself, masked until the block ends: for ``model.generate`` and other people's code.
+
+        The circuit, or the hard circuit of the masks, is used. Masked weights are changed in place and put back.
+
+        Raises:
+            ValueError: the ablation needs to know the prompts beforehand (Resample, GaussianNoise, a mean per
+                position), the masks differ by span, or norms are frozen at a prompt's scales.
+
+        Example:
+            >>> import tlprune as tp
+            >>> planted = tp.planted("copy")
+            >>> masked = tp.Masked(planted.model, planted.circuit, tp.Zero())
+            >>> prompts = planted.task.test.clean.ids
+            >>> with masked.installed() as model:
+            ...     inside = model(prompts)
+            >>> bool((inside - masked(prompts)).abs().max() < 1e-5)
+            True
+        """
+        with installed_masks(self) as model:
+            yield model
+
+    def parts(self, values: Tensor, spans: Tensor | None) -> dict[str, Tensor]:
+        """Mask values by kind, spread over positions where they differ by span."""
+        return {group.kind: self._part(group, values, spans) for group in self.sites.groups}
+
+    def scaled(self, parts: Mapping[str, Tensor]) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """For each masked matrix, its product with the mask."""
+        return _scaled(self.sites.group("weights"), parts["weights"])
+
+    def outputs(self) -> list[Tensor] | None:
+        """The unmasked output projections, where edges are beside weights that may change them."""
+        if not {"edges", "weights"} <= set(self.sites.kinds):
+            return None
+        return [self.backend.output_weight(layer).detach() for layer in range(self.backend.architecture.n_layers)]
 
     def _part(self, group: Group, values: Tensor, spans: Tensor | None) -> Tensor:
         """The mask of one kind, with an example and a position axis where it differs by span."""
@@ -155,10 +245,17 @@ class Masked:
         checked.add(self.sites)
 
 
+def _with_all_edges(masked: Masked) -> Masked:
+    """The same masks beside edges that are all kept, so that there are readers to look at."""
+    sites = masked.sites + edges(masked.model)
+    everything = Circuit(sites, torch.ones(len(sites), dtype=torch.bool))
+    return Masked(masked.model, everything, masked.ablation, norm=masked.norm)
+
+
 def masked_circuit(model: Any, circuit: Circuit, ablation: Ablation | None) -> Masked:
     """A circuit as a callable, under the ablation it was found under unless another is given."""
     masked = Masked(model, circuit, ablation or _ablation_of(circuit))
-    check_model(masked, circuit)
+    check_model(masked.backend, circuit)
     return masked
 
 
@@ -174,15 +271,18 @@ def _ablation_of(circuit: Circuit) -> Ablation:
     return simple[name](**origin)
 
 
-def check_model(masked: Masked, circuit: Circuit) -> None:
-    """Raise a ValueError if the circuit's provenance names a model with other weights."""
-    known = circuit.provenance.get("model")
-    own = masked.backend.fingerprint()
-    if known is not None and known.get("weights") != own["weights"]:
-        raise ValueError(
-            f"This circuit was found on model {known.get('name')!r} (weights {known.get('weights')}) but is used on "
-            f"{own['name']!r} (weights {own['weights']}). Load the model it was found on."
-        )
+def _fixed(scales: Mapping[Point, Tensor], positions: Tensor | None) -> Edits:
+    """Norms that divide by given scales; the last one runs where logits are wanted only."""
+    chosen = {p: select(scale, positions) if p[0] == "final_norm" else scale for p, scale in scales.items()}
+    return {point: lambda _, scale=scale: scale for point, scale in chosen.items()}
+
+
+def _of_attention(scales: Mapping[Point, Tensor]) -> dict[int, Tensor]:
+    return {layer: scale for (kind, layer), scale in scales.items() if kind == "attention_norm"}
+
+
+def _without_attention_norms(edits: Edits) -> Edits:
+    return {point: edit for point, edit in edits.items() if point[0] != "attention_norm"}
 
 
 def _scaled(weights: Group, values: Tensor) -> Mapping[str, Callable[[Tensor], Tensor]]:
@@ -200,77 +300,3 @@ def _scaled(weights: Group, values: Tensor) -> Mapping[str, Callable[[Tensor], T
 def _wanted(sites: Sites) -> Wanted:
     neurons = sites.bare("neurons") if "neurons" in sites.kinds else None
     return Wanted("edges" in sites.kinds, neurons.layers if isinstance(neurons, Neurons) else ())
-
-
-def check_sites(sites: Sites, backend: Backend) -> None:
-    """Raise a ValueError unless the sites are of a model of this shape, and go together."""
-    shape = backend.architecture
-    if "edges" in sites.kinds and Graph(shape, sites.graph.convention) != sites.graph:
-        expected, given = Graph(shape, sites.graph.convention), sites.graph
-        raise ValueError(
-            f"The masks have {given.n_edges:,} edges of a model with {given.architecture.n_layers} layers and "
-            f"{given.architecture.n_heads} heads, but this model has {expected.n_edges:,}, {shape.n_layers} and "
-            f"{shape.n_heads}. Build both from one model."
-        )
-    known = {matrix.name: matrix for matrix in backend.matrices()}
-    for group in map(sites.bare, sites.kinds):
-        if isinstance(group, Nodes):
-            _check_nodes(group, sites, backend)
-        if isinstance(group, Neurons) and (max(group.layers) >= shape.n_layers or group.width != backend.d_mlp):
-            raise ValueError(
-                f"The masks are over {group.width} neurons in layers up to {max(group.layers)} but this model has "
-                f"{backend.d_mlp} in {shape.n_layers} layers. Build them from the same model: tp.neurons(model)."
-            )
-        if isinstance(group, Weights):
-            _check_weights(group, sites, known)
-
-
-def _check_nodes(group: Nodes, sites: Sites, backend: Backend) -> None:
-    shape = backend.architecture
-    known = {"embed", "pos_embed"} if _separate(sites) else {"input", "embed", "pos_embed"}
-    known |= {f"a{layer}" for layer in range(shape.n_layers)} | set(Graph(shape).writers[1:])
-    if "edges" in sites.kinds and not _separate(sites):
-        known -= {"embed", "pos_embed"}
-    strange = [name for name in group.names if name not in known]
-    if strange:
-        raise ValueError(
-            f"The masks name {', '.join(strange[:3])}, which this model of {shape.n_layers} layers and {shape.n_heads} "
-            "heads does not have under this convention. Build them from the same model, with the same embeddings= as "
-            "the edges beside them."
-        )
-
-
-def _separate(sites: Sites) -> bool:
-    return "edges" in sites.kinds and sites.graph.convention.embeddings == "separate"
-
-
-def _check_weights(group: Weights, sites: Sites, known: Mapping[str, Any]) -> None:
-    for matrix in group.matrices:
-        if known.get(matrix.name) != matrix:
-            raise ValueError(
-                f"The masks are over {matrix.name} of shape {matrix.shape}, which this model does not have. Build them "
-                "from the same model: tp.weights(model)."
-            )
-        if "edges" in sites.kinds and matrix.name.endswith("b_O"):
-            raise ValueError(
-                f"{matrix.name} reaches every reader without an edge, so it cannot be masked beside edges. Leave "
-                "output biases out: tp.weights(model, 'blocks.*.W_*')."
-            )
-
-
-def check_same(backend: Backend, masked: Tensor, plain: Tensor) -> None:
-    """Raise unless two sets of logits differ by rounding only."""
-    if not plain.isfinite().all():
-        raise FloatingPointError(
-            "The model itself, without any mask, gives logits that are not finite. Look for infinities in its weights, "
-            "or load it in another dtype."
-        )
-    scale = max(1.0, float(plain.abs().max()))
-    error = float((masked - plain).abs().max()) / scale
-    allowed = ROUNDING[backend.dtype] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))
-    if not error <= allowed:
-        raise RuntimeError(
-            f"With everything kept the masked model must equal the model, but logits differ by {error:.1e} of their "
-            f"size where rounding explains {allowed:.1e}. This architecture is not supported as it stands, or a hook "
-            "of yours makes the two runs differ: report it with model.cfg."
-        )

@@ -1,0 +1,103 @@
+"""What must hold before masks are put on a model: its shape, its weights, that with everything kept it is itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlprune.backends.activations import Backend
+from tlprune.circuit import Circuit
+from tlprune.graph import Graph
+from tlprune.sites import Neurons, Nodes, Sites, Weights
+
+# Largest error of the all-ones run that rounding explains, relative to the largest logit, for a model of 12 layers.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+
+def check_model(backend: Backend, circuit: Circuit) -> None:
+    """Raise a ValueError if the circuit's provenance names a model with other weights."""
+    known = circuit.provenance.get("model")
+    own = backend.fingerprint()
+    if known is not None and known.get("weights") != own["weights"]:
+        raise ValueError(
+            f"This circuit was found on model {known.get('name')!r} (weights {known.get('weights')}) but is used on "
+            f"{own['name']!r} (weights {own['weights']}). Load the model it was found on."
+        )
+
+
+def check_sites(sites: Sites, backend: Backend) -> None:
+    """Raise a ValueError unless the sites are of a model of this shape, and go together."""
+    shape = backend.architecture
+    if "edges" in sites.kinds and Graph(shape, sites.graph.convention) != sites.graph:
+        expected, given = Graph(shape, sites.graph.convention), sites.graph
+        raise ValueError(
+            f"The masks have {given.n_edges:,} edges of a model with {given.architecture.n_layers} layers and "
+            f"{given.architecture.n_heads} heads, but this model has {expected.n_edges:,}, {shape.n_layers} and "
+            f"{shape.n_heads}. Build both from one model."
+        )
+    known = {matrix.name: matrix for matrix in backend.matrices()}
+    for group in map(sites.bare, sites.kinds):
+        if isinstance(group, Nodes):
+            _check_nodes(group, sites, backend)
+        if isinstance(group, Neurons) and (max(group.layers) >= shape.n_layers or group.width != backend.d_mlp):
+            raise ValueError(
+                f"The masks are over {group.width} neurons in layers up to {max(group.layers)} but this model has "
+                f"{backend.d_mlp} in {shape.n_layers} layers. Build them from the same model: tp.neurons(model)."
+            )
+        if isinstance(group, Weights):
+            _check_weights(group, sites, known)
+
+
+def _check_nodes(group: Nodes, sites: Sites, backend: Backend) -> None:
+    shape = backend.architecture
+    known = {"embed", "pos_embed"} if _separate(sites) else {"input", "embed", "pos_embed"}
+    known |= {f"a{layer}" for layer in range(shape.n_layers)} | set(Graph(shape).writers[1:])
+    if "edges" in sites.kinds and not _separate(sites):
+        known -= {"embed", "pos_embed"}
+    strange = [name for name in group.names if name not in known]
+    if strange:
+        raise ValueError(
+            f"The masks name {', '.join(strange[:3])}, which this model of {shape.n_layers} layers and {shape.n_heads} "
+            "heads does not have under this convention. Build them from the same model, with the same embeddings= as "
+            "the edges beside them."
+        )
+
+
+def _separate(sites: Sites) -> bool:
+    return "edges" in sites.kinds and sites.graph.convention.embeddings == "separate"
+
+
+def _check_weights(group: Weights, sites: Sites, known: Mapping[str, Any]) -> None:
+    for matrix in group.matrices:
+        if known.get(matrix.name) != matrix:
+            raise ValueError(
+                f"The masks are over {matrix.name} of shape {matrix.shape}, which this model does not have. Build them "
+                "from the same model: tp.weights(model)."
+            )
+        if "edges" in sites.kinds and matrix.name.endswith("b_O"):
+            raise ValueError(
+                f"{matrix.name} reaches every reader without an edge, so it cannot be masked beside edges. Leave "
+                "output biases out: tp.weights(model, 'blocks.*.W_*')."
+            )
+
+
+def check_same(backend: Backend, masked: Tensor, plain: Tensor) -> None:
+    """Raise unless two sets of logits differ by rounding only."""
+    if not plain.isfinite().all():
+        raise FloatingPointError(
+            "The model itself, without any mask, gives logits that are not finite. Look for infinities in its weights, "
+            "or load it in another dtype."
+        )
+    scale = max(1.0, float(plain.abs().max()))
+    error = float((masked - plain).abs().max()) / scale
+    allowed = ROUNDING[backend.dtype] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))
+    if not error <= allowed:
+        raise RuntimeError(
+            f"With everything kept the masked model must equal the model, but logits differ by {error:.1e} of their "
+            f"size where rounding explains {allowed:.1e}. This architecture is not supported as it stands, or a hook "
+            "of yours makes the two runs differ: report it with model.cfg."
+        )

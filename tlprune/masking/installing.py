@@ -1,0 +1,106 @@
+"""Masks that stay on a model for a while, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlprune.masking.edges import Beside, EdgeCall
+from tlprune.masking.nodes import node_edits
+from tlprune.masking.workspace import Pool
+from tlprune.task import Tokens
+
+
+@contextmanager
+def installed_masks(masked: Any) -> Iterator[Any]:
+    """The model of a :class:`~tlprune.Masked` with its hard masks on it, until the block ends."""
+    refuse_what_needs_prompts(masked)
+    backend, sites = masked.backend, masked.sites
+    any_prompt = Tokens(torch.zeros(1, 1, dtype=torch.long, device=backend.device))
+    replaced = masked.ablation.replaced(backend, any_prompt, None, masked.wanted)
+    parts = masked.parts(masked.hard_values(), None)
+    edits = node_edits(sites, parts, replaced, backend.architecture)
+    outputs = masked.outputs() and [weight.clone() for weight in masked.outputs()]
+    with ExitStack() as stack, torch.no_grad():
+        if "weights" in parts:
+            stack.enter_context(_weights_in_place(backend.parameters(), masked.scaled(parts)))
+        if "edges" in parts:
+            pool, beside = Pool(most=1), Beside(edits, outputs)
+
+            def start(lead: tuple[int, ...]) -> EdgeCall:
+                return EdgeCall(backend, sites.graph, lead, parts["edges"], replaced, pool=pool, beside=beside)
+
+            stack.enter_context(backend.steered(_Renewed(start), sites.graph.convention, edits))
+        else:
+            stack.enter_context(backend.edited(edits))
+        yield backend.model
+
+
+def refuse_what_needs_prompts(masked: Any) -> None:
+    """Raise a ValueError for masks whose effect depends on prompts that are not known yet."""
+    origin = masked.ablation.as_dict()
+    if masked.ablation.varies == "per_example" or origin.get("over") == "examples":
+        raise ValueError(
+            f"An installed mask meets new tokens, for which {origin['name']} ablation has no replacement. Use "
+            "Zero(), or Mean(reference) over positions."
+        )
+    if masked.sites.spans or masked.norm == "frozen":
+        raise ValueError(
+            "An installed mask meets new tokens, which belong to no known span and have no clean run to take norms "
+            "from. Build it without spans, and with norm='recomputed'."
+        )
+
+
+class _Renewed:
+    """A ``Steering`` that starts anew with each run of the model."""
+
+    def __init__(self, start: Callable[[tuple[int, ...]], EdgeCall]) -> None:
+        self.start = start
+        self.call: EdgeCall | None = None
+
+    @property
+    def running(self) -> EdgeCall:
+        assert self.call is not None
+        return self.call
+
+    def embedding(self, index: int, value: Tensor) -> None:
+        if index == 0:
+            self.call = self.start(tuple(value.shape[:2]))
+        self.running.embedding(index, value)
+
+    def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.running.attention(layer)
+
+    def heads(self, layer: int, z: Tensor) -> None:
+        self.running.heads(layer, z)
+
+    def mlp_input(self, layer: int) -> Tensor:
+        return self.running.mlp_input(layer)
+
+    def mlp(self, layer: int, output: Tensor) -> None:
+        self.running.mlp(layer, output)
+
+    def final(self) -> Tensor:
+        stream = self.running.final()
+        self.running.check_complete()
+        self.call = None
+        return stream
+
+
+@contextmanager
+def _weights_in_place(
+    parameters: Mapping[str, Tensor], changed: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    before = {name: parameters[name].detach().clone() for name in changed}
+    try:
+        for name, change in changed.items():
+            parameters[name].copy_(change(before[name]))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                parameters[name].copy_(value)
