@@ -10,6 +10,13 @@ unembedded, log-softmax at the last, KL to a stored reference, backward to the o
 ``edge_step``: mean over 300 steps of batch 8 over 200 examples through ``tlprune.steps``, cache filling included; the
 25 steps that fill the cache are all run, the 275 later ones are extrapolated from ``--warm`` of them.
 
+``node_step``: masks on all heads and MLPs, zero ablation, with the stored reference: gates sampled, masked forward,
+backward, optimiser.
+``weight_step``: given mask values on every matrix of the upper six blocks (42,467,328 weights), masked forward and
+backward to the mask's gradient. ``weight_row_step`` and ``weight_training_step``: a whole training step (gates sampled
+and the optimiser included) with one mask per row, and with one per weight, where drawing 42 million gates and AdamW on
+them cost more than the model.
+
 Peak memory is measured in a process for each kind: high-water RSS less RSS after the model is there, as a multiple of
 the plain step's.
 """
@@ -148,6 +155,51 @@ def edge_step(model: Any) -> Work:
     return step
 
 
+def node_step(model: Any) -> Work:
+    """A training step of masks on heads and MLPs."""
+    return _training_step(model, tp.heads(model) + tp.mlps(model))
+
+
+def weight_row_step(model: Any) -> Work:
+    """A training step of masks on rows of weights."""
+    return _training_step(model, tp.weights(model, UPPER_HALF, unit="row"))
+
+
+def weight_training_step(model: Any) -> Work:
+    """A training step of masks on single weights."""
+    return _training_step(model, tp.weights(model, UPPER_HALF))
+
+
+def weight_step(model: Any) -> Work:
+    """Forward and backward under given mask values of single weights."""
+    sites = tp.weights(model, UPPER_HALF)
+    masked, batch = tp.Masked(model, tp.Masks(sites), tp.Zero()), examples(BATCH)
+    values = torch.full((len(sites),), 0.9, requires_grad=True)
+    reference = reference_log_probabilities(masked.backend, batch)
+
+    def step() -> None:
+        values.grad = None
+        divergence(masked(batch, mask=values), reference).mean().backward()
+
+    return step
+
+
+def _training_step(model: Any, sites: tp.Sites) -> Work:
+    batch, masks, budget = examples(BATCH), tp.Masks(sites), tp.Lagrangian(0.95)
+    masked, multipliers = tp.Masked(model, masks, tp.Zero()), budget.start()
+    reference = reference_log_probabilities(masked.backend, batch)
+    optimiser = tp.Optimiser().build([masks.log_alpha], [multipliers])
+
+    def step() -> None:
+        optimiser.zero_grad()
+        kl = divergence(masked(batch), reference).mean()
+        sparsity = 1 - masks.expected_kept / len(masks.log_alpha)
+        (kl + budget.term(multipliers, sparsity, 0)).backward()
+        optimiser.step()
+
+    return step
+
+
 def training_task() -> Task:
     stream = Stream(examples(EXAMPLES), examples(BATCH, seed=1), examples(BATCH, seed=2))
     return Task("random", {"main": stream}, Tokenisation(prepend_bos=False))
@@ -157,7 +209,13 @@ KINDS: dict[str, Callable[[Any], Work]] = {
     "plain_step": plain_step,
     "edge_step_cold": edge_step_cold,
     "edge_step": edge_step,
+    "node_step": node_step,
+    "weight_step": weight_step,
+    "weight_row_step": weight_row_step,
+    "weight_training_step": weight_training_step,
 }
+UPPER_HALF = "blocks.[6-9].*.W_*|blocks.1[01].*.W_*"
+SIMPLE = [name for name in KINDS if name not in ("plain_step", "edge_step")]
 
 
 # ---- measuring
@@ -181,7 +239,7 @@ def ratios(settings: Settings) -> dict[str, float]:
     warm = statistics.median(seconds["edge_step"][FILLING:])
     return {
         "edge_step": round((FILLING * filling + (STEPS - FILLING) * warm) / STEPS / plain, 3),
-        "edge_step_cold": round(statistics.median(seconds["edge_step_cold"]) / plain, 3),
+        **{name: round(statistics.median(seconds[name]) / plain, 3) for name in SIMPLE},
         "edge_step_filling": round(filling / plain, 3),
         "edge_step_warm": round(warm / plain, 3),
         "plain_step_seconds": round(plain, 4),
@@ -241,11 +299,11 @@ def setting() -> dict[str, Any]:
 
 def table(result: dict[str, dict]) -> str:
     """The result for people."""
-    lines = [f"{'':<20}{'CPU time':>10}{'peak memory':>13}   (plain forward + backward = 1)"]
-    for name in ("plain_step", "edge_step_cold", "edge_step"):
+    lines = [f"{'':<22}{'CPU time':>10}{'peak memory':>13}   (plain forward + backward = 1)"]
+    for name in KINDS:
         ratio = result["ratios"].get(name, 1.0)
         peak = result["peak_memory"].get(name)
-        lines.append(f"{name:<20}{ratio:>10.2f}{'-' if peak is None else format(peak, '.2f'):>13}")
+        lines.append(f"{name:<22}{ratio:>10.2f}{'-' if peak is None else format(peak, '.2f'):>13}")
     lines.append(f"plain step: {result['ratios']['plain_step_seconds']:.3f} CPU seconds; {result['setting']}")
     return "\n".join(lines)
 
