@@ -79,13 +79,17 @@ def model_of(style: str, dtype: torch.dtype = torch.float64) -> Any:
 def conventions(style: str) -> list[Convention]:
     """Every convention that a style tells apart."""
     found = [Convention(embeddings) for embeddings in ("merged", "separate", "kept")]
+    found.append(Convention(qkv="joined"))
     if "n_key_value_heads" in STYLES[style]:
         found += [Convention(embeddings, "per_query_head") for embeddings in ("merged", "kept")]
     return found
 
 
 CASES = [(style, convention) for style in STYLES for convention in conventions(style)]
-NAMES = [f"{style}-{convention.embeddings}-{convention.kv}" for style, convention in CASES]
+NAMES = [
+    f"{style}-{convention.embeddings}-{convention.kv}" + "-joined" * (convention.qkv == "joined")
+    for style, convention in CASES
+]
 
 
 def random_tokens(seed: int, examples: int = 3, length: int = 6) -> Tokens:
