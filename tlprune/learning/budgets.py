@@ -5,6 +5,7 @@ They add: ``Lagrangian(0.95, on="edges") + Lagrangian(0.7, on="heads")``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from tlprune.schedules import Schedule
 
 Measure = Literal["expected", "sampled"]
+Gap = Literal["sparsity", "log_density"]
 # How much denser than its target a mask may be that counts as having reached it: a Lagrangian hovers around it.
 SLACK = 1.05
 
@@ -98,7 +100,10 @@ def every(budget: Any) -> tuple[Any, ...]:
 class Lagrangian(Addable):
     """A sparsity target enforced by two multipliers that *ascend* while the masks descend.
 
-    The term is ``l1 (t - s) + l2 (t - s)^2`` with sparsity ``s`` and target ``t``; ``l1`` and ``l2`` start at 0.
+    The term is ``l1 g + l2 g^2`` with the gap ``g = t - s`` between target and sparsity; ``l1`` and ``l2`` start at 0.
+    With ``gap="log_density"`` it is ``g = log(1 - s) - log(1 - t)`` instead: keeping twice too many sites is then as
+    wrong at 99% sparsity as at 50%, so that a few hundred steps reach sparse targets too. It goes with a logarithmic
+    schedule and a multiplier rate of 0.1.
 
     A target far away overshoots. AdamW divides gradients by their size, so while ``s < t`` both multipliers rise by
     about their rate per step however little is missing, and ``l2`` never falls, as its gradient is a square. Where the
@@ -113,6 +118,7 @@ class Lagrangian(Addable):
             sampled mask, as Edge Pruning's code has it.
         kept: how many sites to keep, or a schedule of it; instead of ``sparsity``.
         on: the group of sites, such as ``"edges"``; all of them by default.
+        gap: how the distance to the target is measured; ``"log_density"`` needs expected L0 and targets below 1.
 
     Raises:
         ValueError: both or neither of ``sparsity`` and ``kept`` are given.
@@ -128,8 +134,14 @@ class Lagrangian(Addable):
     measure: Measure = "expected"
     kept: int | Schedule | None = field(default=None, kw_only=True)
     on: str | None = field(default=None, kw_only=True)
+    gap: Gap = field(default="sparsity", kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.gap not in ("sparsity", "log_density") or (self.gap == "log_density" and self.measure == "sampled"):
+            raise ValueError(
+                f"gap must be 'sparsity', or 'log_density' with expected L0, but is {self.gap!r} with {self.measure} "
+                "sparsity, which may leave nothing. Choose one of these."
+            )
         if self.measure not in ("expected", "sampled"):
             raise ValueError(f"measure must be 'expected' or 'sampled' but is {self.measure!r}. Choose one of these.")
         if (self.sparsity is None) == (self.kept is None):
@@ -169,8 +181,12 @@ class Lagrangian(Addable):
         self, multipliers: Float[Tensor, "multiplier"], sparsity: Float[Tensor, ""], step: int
     ) -> Float[Tensor, ""]:
         """What is added to the objective; the multipliers' gradient is to be followed upwards."""
-        missing = self.target(step) - sparsity
-        return multipliers[0] * missing + multipliers[1] * missing.square()
+        gap = self.target(step) - sparsity
+        if self.gap == "log_density":
+            if self.target(step) >= 1:
+                raise ValueError(f"A log density needs targets below 1 but step {step} has {self.target(step)}.")
+            gap = torch.log(1 - sparsity) - math.log(1 - self.target(step))
+        return multipliers[0] * gap + multipliers[1] * gap.square()
 
     def reached(self, sparsity: float, *, step: int, steps: int) -> bool:
         """Whether no more than 5% too many sites are kept for the last step's target."""

@@ -36,7 +36,8 @@ class EdgePruning:
     Attributes:
         sparsity: fraction of the edges to remove, in (0, 1).
         edges: how many to keep; instead of ``sparsity``.
-        recipe: ``"short"``: gates start where gradients flow and the budget is the closed-form expected L0;
+        recipe: ``"short"``: gates start where gradients flow, and the logarithm of the closed-form expected density
+            falls in a straight line to its target (300 steps);
             ``"paper"``: the released code's (start at 10, sampled sparsity, decay 0.01, 3,000 steps).
         steps: training steps; by default the recipe's.
         batch_size: examples per step.
@@ -105,7 +106,7 @@ class EdgePruning:
             masked,
             discovery,
             KL(),
-            recipe.budget(1 - count / sites.graph.n_edges, steps),
+            recipe.budget(count, sites.graph.n_edges, steps),
             steps=steps,
             batch_size=self.batch_size,
             optimiser=recipe.optimiser(steps),
@@ -150,6 +151,7 @@ class Recipe:
         rise: fraction of the steps over which the target rises.
         measure: how sparsity is measured in the budget.
         path: how the target rises.
+        gap: how the distance to the target is measured.
         samples: mask samples per step.
     """
 
@@ -163,10 +165,13 @@ class Recipe:
     rise: float
     measure: Literal["expected", "sampled"]
     path: Literal["linear", "logarithmic"]
+    gap: Literal["sparsity", "log_density"] = "sparsity"
     samples: int = 1
 
-    def budget(self, sparsity: float, steps: int) -> Lagrangian:
-        return Lagrangian(self._schedule(sparsity, round(self.rise * steps)), self.measure)
+    def budget(self, count: int, total: int, steps: int) -> Lagrangian:
+        least = 0.5 if self.gap == "log_density" else 0  # no density is the logarithm of nothing
+        target = 1 - max(count, least) / total
+        return Lagrangian(self._schedule(target, round(self.rise * steps)), self.measure, gap=self.gap)
 
     def _schedule(self, sparsity: float, steps: int) -> Schedule:
         rise = {"linear": linear, "logarithmic": logarithmic}[self.path]
@@ -184,6 +189,6 @@ class Recipe:
 
 
 RECIPES = {
-    "short": Recipe(2.0, 300, 0.1, 1.0, 0.0, None, 0.0, 5 / 6, "expected", "linear", samples=4),
+    "short": Recipe(2.0, 300, 0.1, 0.1, 0.0, None, 0.0, 2 / 3, "expected", "logarithmic", "log_density", samples=4),
     "paper": Recipe(10.0, 3000, 0.8, 0.8, 0.01, 1.0, 200 / 3000, 2500 / 3000, "sampled", "linear"),
 }
