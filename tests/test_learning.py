@@ -12,6 +12,7 @@ import torch
 from styles import CLEAN, CORRUPT, backend_of_style, error, fresh, model_of, random_batch, random_mask
 from torch import Tensor
 
+from tlprune.backends.hooked_transformer import HookedTransformerBackend
 from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.fit import fit, steps
 from tlprune.learning.metrics import measure
@@ -189,6 +190,26 @@ def test_cached_runs_are_fresh_runs_in_any_order(style: str, most_bytes: int) ->
             assert error(one, other) <= 1e-12
         expected = backend.model(batch.clean.ids)[:, -1:].log_softmax(-1)
         assert error(cache.reference(batch), expected) <= 1e-12
+
+
+@pytest.mark.parametrize(("spare", "runs"), [(0, 1), (-1, 2)])
+def test_reference_predictions_are_kept_only_where_all_of_a_split_fit(
+    monkeypatch: pytest.MonkeyPatch, spare: int, runs: int
+) -> None:
+    """They take a number for each example, answer and word of the vocabulary, eight bytes each in float64."""
+    backend, run = backend_of_style(STYLE), HookedTransformerBackend.logits
+    whole = TRAIN.positions.numel() * backend.model.cfg.d_vocab * 8
+    cache = RunCache(backend, Resample(), TRAIN, most_bytes=whole + spare)
+    batch, seen = TRAIN.rows(torch.tensor([3, 1, 6])), []
+    monkeypatch.setattr(
+        HookedTransformerBackend,
+        "logits",
+        lambda self, *prompts: seen.append(len(prompts[0].ids)) or run(self, *prompts),
+    )
+    first, again = cache.reference(batch), cache.reference(batch)
+    assert seen == [3] * runs
+    assert torch.equal(first, again)
+    assert error(first, backend.model(batch.clean.ids)[:, -1:].log_softmax(-1)) <= 1e-12
 
 
 def test_shared_replacements_are_computed_once() -> None:

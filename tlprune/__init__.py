@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
+    from tlprune.methods.provenance import method_from as method_from
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
@@ -107,6 +108,7 @@ _HOMES = {
     "nodes": "masking.sites",
     "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
+    "method_from": "methods.provenance",
     "load": "models.load",
     "planted": "models.planted",
     "connected_random": "random_circuits",

@@ -147,7 +147,16 @@ class Graph:
 
     @staticmethod
     def of(model: Any, convention: Convention | None = None) -> Graph:
-        """The graph of a TransformerLens model."""
+        """The graph of a TransformerLens model.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        if not hasattr(model, "cfg"):
+            raise ValueError(
+                f"A graph needs a TransformerLens model, whose cfg tells its shape, but got {type(model).__name__}. "
+                "Load one with tp.load(...)."
+            )
         return Graph(Architecture.of(model.cfg), convention)
 
     def __eq__(self, other: object) -> bool:

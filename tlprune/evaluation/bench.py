@@ -15,6 +15,7 @@ from tlprune.circuit import Circuit
 from tlprune.learning.metrics import Performance, measure, measure_each
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.cache import RunCache
+from tlprune.masking.discovered import ablation_of_discovery
 from tlprune.masking.masked import Masked, masked_circuit
 from tlprune.task import Batch, Metric, Task
 
@@ -40,9 +41,9 @@ class Bench:
         """A bench for circuits of this one's graph; of a task the test examples and its own metrics are taken.
 
         Raises:
-            ValueError: the circuit belongs to another model.
+            ValueError: the circuit belongs to another model, or was found under an ablation that needs its reference.
         """
-        masked = masked_circuit(model, circuit, ablation)
+        masked = masked_circuit(model, circuit, ablation or ablation_of_discovery(circuit))
         task = examples if isinstance(examples, Task) else None
         batch = in_order(examples.test if isinstance(examples, Task) else examples)
         cache = masked.cache(batch)

@@ -19,7 +19,8 @@ class RunCache:
         ablation: what replaces ablated writers.
         split: the examples; rows are found by ``Batch.index``.
         wanted: which activations the sites in play need.
-        most_bytes: above this the replacements of single examples are computed anew at each step.
+        most_bytes: above this the replacements of single examples are computed anew at each step, and so are the
+            reference log-probabilities; each of the two by its own size.
 
     Raises:
         ValueError: the examples of ``split`` are not numbered from 0 in order.
@@ -71,7 +72,10 @@ class RunCache:
         missing = self._reference.missing(batch.index)
         if len(missing):
             part = batch.rows(missing)
-            self._reference.store(part.index, [reference_log_probabilities(self.backend, part)])
+            found = reference_log_probabilities(self.backend, part)
+            if len(self.split) * found[0].nbytes > self.most_bytes:
+                return found  # nothing is ever stored, so these are all of the batch
+            self._reference.store(part.index, [found])
         return self._reference.load(batch.index)[0]
 
     @property

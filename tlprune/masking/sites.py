@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from tlprune.backends import backend_of
-from tlprune.graph import Architecture, Convention, Graph
+from tlprune.graph import Convention, Graph
 from tlprune.sites import Group, Neurons, Nodes, Sites, Spanned, Weights
 
 
@@ -64,7 +64,7 @@ def mlps(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
 
 def layers(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
     """Whole attention layers, ``a0``, and MLP layers, ``m0``; a head counts if both it and its layer are kept."""
-    shape = Architecture.of(model.cfg)
+    shape = Graph.of(model).architecture
     kinds = "am" if shape.has_mlp else "a"
     names = (f"{kind}{layer}" for layer in range(shape.n_layers) for kind in kinds)
     return _sites(Nodes("layers", _matching(names, pattern, "layers")), spans)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +13,16 @@ from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.fit import fit
 from tlprune.learning.objectives import KL
 from tlprune.learning.optimiser import Optimiser
-from tlprune.masking.ablation import Ablation, Resample
+from tlprune.masking.ablation import Ablation
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks, kept_at
 from tlprune.masking.sites import edges as edge_sites
+from tlprune.methods.ablations import ablation_for
+from tlprune.methods.provenance import provenance_of
 from tlprune.schedules import Schedule, join, linear, logarithmic
 from tlprune.scores import check_count
 from tlprune.sites import Sites
 from tlprune.task import Discovery, Task
-from tlprune.versions import versions
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,17 @@ class EdgePruning:
         Args:
             model: a TransformerLens model; left as it was.
             task: prompt pairs; only train and validation examples are used.
-            ablation: what replaces an ablated edge; by default :class:`~tlprune.Resample`.
+            ablation: what replaces an ablated edge; by default :class:`~tlprune.Resample`. ``Mean()`` without reference
+                prompts goes over the training prompts, corrupted.
             metrics: a file for one JSON record per step.
             checkpoint: a file for the state of training, from which a run that was stopped goes on.
             progress: whether to show a progress bar.
         """
         discovery = task.discovery if isinstance(task, Task) else task
-        recipe, ablation = RECIPES[self.recipe], ablation or Resample()
+        recipe, ablation = RECIPES[self.recipe], ablation_for(discovery, ablation)
         sites = edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
         count, steps = self.count(sites.graph), self.steps or recipe.steps
+        provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         masks = Masks(sites, HardConcrete(initial=recipe.initial)).to(model.cfg.device or "cpu")
         masked = Masked(model, masks, ablation)
         fit(
@@ -117,7 +119,7 @@ class EdgePruning:
             checkpoint=checkpoint,
             progress=progress,
         )
-        return masks.circuit(edges=count, provenance=self._provenance(masked, discovery))
+        return masks.circuit(edges=count, provenance=provenance)
 
     def count(self, graph: Graph) -> int:
         """How many edges are to be kept."""
@@ -125,15 +127,6 @@ class EdgePruning:
             return kept_at(self.sparsity, graph.n_edges)
         check_count(self.edges, Sites((graph,)))
         return self.edges
-
-    def _provenance(self, masked: Masked, discovery: Discovery) -> dict[str, Any]:
-        return {
-            "method": {"name": "edge-pruning", **dataclasses.asdict(self)},
-            "task": dict(discovery.provenance),
-            "model": masked.backend.fingerprint(),
-            "ablation": masked.ablation.as_dict(),
-            "versions": versions(),
-        }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,279 @@
+"""What every method owes: it finds what was planted, repeats itself, looks at no test example, leaves no trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from styles import fresh, random_batch
+from test_lent_model import assert_unchanged, mixed_settings, state
+
+import tlprune as tp
+from tlprune.methods import METHODS
+from tlprune.models.planted import Planted
+from tlprune.task import Stream, Tokenisation
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the contract calls one method.
+
+    Attributes:
+        exact: from a number of edges, the quickest settings that still find what was planted.
+        quick: the quickest settings of any kind, with 20 edges; the circuit need not be good.
+        random: whether another seed gives another circuit.
+        bad: options that the method refuses when it is built, and what it says of each.
+        records: how many records the quick settings write to the metrics file.
+    """
+
+    exact: Callable[[int], Any]
+    quick: Any
+    random: bool
+    bad: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
+    records: int = 0
+
+
+# One entry for each method: all that adding one to the contract takes.
+ROWS = {
+    "edge-pruning": Row(
+        exact=lambda edges: tp.EdgePruning(edges=edges, steps=30),
+        quick=tp.EdgePruning(edges=20, steps=6, validate_every=3),
+        random=True,
+        bad={
+            "dense": ({"sparsity": 0.0}, "Sparsity must lie between 0 and 1"),
+            "percent": ({"sparsity": 95}, "give 0.95"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+            "no examples": ({"batch_size": 0}, "batch_size must be at least 1"),
+        },
+        records=6,
+    ),
+}
+each_method = pytest.mark.parametrize("name", METHODS)
+ABLATIONS = {"resample": tp.Resample(), "zero": tp.Zero(), "mean": tp.Mean(), "own mean": "clean prompts"}
+
+
+@cache
+def built(name: str) -> Planted:
+    return tp.planted(name)
+
+
+def random_task(test: Any = None) -> tp.Task:
+    train, validation = (random_batch(8, seed=seed) for seed in (1, 2))
+    stream = Stream(train, validation, test or random_batch(8, seed=3))
+    return tp.Task("random", {"main": stream}, Tokenisation(prepend_bos=True))
+
+
+def grouped(dtype: torch.dtype = torch.float64) -> Any:
+    """A random model with grouped-query attention, rotary positions and gated MLPs."""
+    return fresh("llama", dtype)
+
+
+@cache
+def shared_model() -> Any:
+    """One for the tests that trust the model to be left as it is; another test holds that it is."""
+    return grouped()
+
+
+@cache
+def quick_circuit(name: str, ablation: str = "resample", seed: int = 0) -> tp.Circuit:
+    method, task = dataclasses.replace(ROWS[name].quick, seed=seed), tp.sealed(random_task())
+    return method.find(shared_model(), task, ablation=ablation_called(ablation))
+
+
+def ablation_called(name: str) -> Any:
+    return tp.Mean(random_batch(4, seed=4).clean) if name == "own mean" else ABLATIONS[name]
+
+
+def test_every_method_is_under_contract() -> None:
+    assert ROWS.keys() == METHODS.keys()
+
+
+@each_method
+def test_a_method_is_a_frozen_dataclass_that_needs_no_settings(name: str) -> None:
+    kind = METHODS[name]
+    assert kind() == kind() and hash(kind()) == hash(kind())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().seed = 1
+    documented = inspect.getdoc(kind) or ""
+    assert all(f"\n    {one.name}: " in documented for one in dataclasses.fields(kind))
+    assert kind.__name__ in tp.__all__
+
+
+# ---- finding
+
+
+@pytest.mark.parametrize("planted", ["copy", "induction"])
+@each_method
+def test_what_was_planted_is_found_exactly_at_its_size(name: str, planted: str) -> None:
+    """All true edges rank above all others, which is what an average precision of 1 says."""
+    one = built(planted)
+    method = ROWS[name].exact(len(one.circuit))
+    found = method.find(one.model, tp.sealed(one.task))
+    assert found.edges == one.circuit.edges
+    if hasattr(method, "score"):
+        assert average_precision(method.score(one.model, tp.sealed(one.task)), one.circuit) == 1
+
+
+def average_precision(scores: tp.Scores, circuit: tp.Circuit) -> float:
+    """Mean, over the true edges, of the share of true ones among those ranked no lower; of ties, the worst order."""
+    true = scores.values[circuit.kept]
+    shares = [float((true >= value).sum() / (scores.values >= value).sum()) for value in true]
+    return sum(shares) / len(shares)
+
+
+@each_method
+def test_a_seed_repeats_a_circuit_and_another_differs_where_chance_has_a_part(name: str) -> None:
+    """On a random model: the edges of a planted one that do nothing tie, whatever the seed."""
+    first = quick_circuit(name)
+    torch.manual_seed(99)  # the global random state has no part
+    again = ROWS[name].quick.find(shared_model(), random_task())
+    assert again == first
+    assert again.provenance == first.provenance
+    assert (quick_circuit(name, seed=1) != first) == ROWS[name].random
+
+
+# ---- what it sees and leaves
+
+
+@each_method
+def test_test_examples_are_never_touched_and_make_no_difference(name: str) -> None:
+    """The other circuits here are found on sealed tasks, where a look is an error."""
+    other = random_task(random_batch(8, seed=5))
+    assert other.fingerprint != random_task().fingerprint
+    found = ROWS[name].quick.find(shared_model(), other)
+    assert found == quick_circuit(name)
+    assert ROWS[name].quick.find(shared_model(), tp.sealed(other).discovery).provenance == found.provenance
+
+
+@each_method
+def test_the_model_is_left_untouched(name: str) -> None:
+    model = grouped(torch.float32)
+    mixed_settings(model)
+    before = state(model)
+    ROWS[name].quick.find(model, random_task())
+    assert_unchanged(before, model)
+
+
+@each_method
+def test_a_failure_half_way_leaves_the_model_untouched(name: str) -> None:
+    model, runs, last = grouped(torch.float32), [], []
+
+    def fail(value: Any, hook: Any) -> None:
+        runs.append(hook.name)
+        if len(runs) in last:
+            raise ZeroDivisionError
+
+    mixed_settings(model)
+    model.hook_dict["blocks.1.attn.hook_z"].add_hook(fail)
+    ROWS[name].quick.find(model, random_task())
+    last.append(len(runs) + len(runs) // 2)
+    before = state(model)
+    with pytest.raises(ZeroDivisionError):
+        ROWS[name].quick.find(model, random_task())
+    assert_unchanged(before, model)
+
+
+# ---- what it says of itself
+
+
+@each_method
+def test_a_saved_circuit_gives_its_method_back_which_finds_it_again(name: str, tmp_path: Path) -> None:
+    found = quick_circuit(name)
+    for file in ("circuit.json", "circuit.safetensors"):
+        found.save(tmp_path / file)
+        loaded = tp.Circuit.load(tmp_path / file)
+        assert loaded == found
+        assert loaded.provenance == found.provenance
+        method = tp.method_from(loaded.provenance)
+        assert method == ROWS[name].quick
+    assert method.find(shared_model(), random_task()) == found
+
+
+@each_method
+def test_provenance_is_plain_and_whole(name: str) -> None:
+    found, task = quick_circuit(name), random_task()
+    known = found.provenance
+    assert json.loads(json.dumps(known)) == known
+    assert known["method"]["name"] == name
+    assert {*known["method"]} == {"name", *(one.name for one in dataclasses.fields(METHODS[name]))}
+    assert known["task"] == task.discovery.provenance
+    assert known["model"]["name"] == "llama" and known["model"]["processing"]["dtype"] == "float64"
+    assert known["convention"] == dataclasses.asdict(found.graph.convention)
+    assert known["seed"] == 0
+    assert {*known["versions"]} == {"tlprune", "torch", "transformer-lens"}
+
+
+@each_method
+def test_a_circuit_is_refused_on_a_model_with_other_weights(name: str) -> None:
+    other = grouped()
+    with torch.no_grad():
+        other.embed.W_E.mul_(2)
+    with pytest.raises(ValueError, match="Load the model it was found on"):
+        quick_circuit(name).on(other)
+
+
+# ---- ablations, models, arguments
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@each_method
+def test_every_ablation_serves_on_a_grouped_query_model_in_float64(name: str, ablation: str) -> None:
+    found, train = quick_circuit(name, ablation), random_task().discovery.train()
+    used = {"mean": tp.Mean(train.corrupt)}.get(ablation, ablation_called(ablation))
+    assert len(found) == 20
+    assert found.provenance["ablation"] == used.as_dict()
+    logits = found.on(shared_model(), ablation=used)(train)
+    assert logits.dtype == torch.float64 and bool(logits.isfinite().all())
+    if "mean" in ablation:
+        with pytest.raises(ValueError, match=r"ablation=tp\.Mean\(task\.discovery\.train\(\)\.corrupt\)"):
+            found.on(shared_model())
+
+
+@each_method
+def test_ablations_are_used_and_not_only_recorded(name: str) -> None:
+    """At least three of the four make a difference, so no two of the kinds are one."""
+    circuits = [quick_circuit(name, ablation) for ablation in ABLATIONS]
+    assert len({tuple(one.edges) for one in circuits}) > 2
+
+
+@each_method
+def test_the_metrics_file_and_the_progress_bar_change_nothing(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    found = ROWS[name].quick.find(shared_model(), random_task(), metrics=path, progress=True)
+    assert found == quick_circuit(name)
+    assert capsys.readouterr().out == ""
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    assert len(records) == ROWS[name].records
+    assert all(isinstance(record["step"], int) for record in records)
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, row in ROWS.items() for case in row.bad])
+def test_bad_options_are_refused_at_once(name: str, case: str) -> None:
+    options, message = ROWS[name].bad[case]
+    with pytest.raises(ValueError, match=message):
+        METHODS[name](**options)
+
+
+@pytest.mark.parametrize(("edges", "message"), [(111, "lie between 0 and 110"), (-1, "but is -1")])
+@each_method
+def test_sizes_outside_the_graph_are_refused_before_the_model_runs(name: str, edges: int, message: str) -> None:
+    one = tp.planted("copy")
+    one.model.hook_dict["hook_embed"].add_hook(lambda value, hook: 1 // 0)
+    with pytest.raises(ValueError, match=message):
+        ROWS[name].exact(edges).find(one.model, one.task)
+
+
+@each_method
+def test_models_of_another_kind_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="but got Linear"):
+        ROWS[name].quick.find(torch.nn.Linear(2, 2), random_task())
