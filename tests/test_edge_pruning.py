@@ -41,7 +41,7 @@ def ranked(name: str, seed: int, steps: int = STEPS) -> Masks:
     """The masks that the default recipe ends with: its own parts, put together by hand."""
     one, recipe = built(name, seed), RECIPES["short"]
     masks = Masks(edges(one.model), recipe_gate(recipe.initial))
-    budget = recipe.budget(1 - len(one.circuit) / masks.graph.n_edges, steps)
+    budget = recipe.budget(len(one.circuit), masks.graph.n_edges, steps)
     fit(
         Masked(one.model, masks), one.task.discovery, KL(), budget,
         steps=steps, optimiser=recipe.optimiser(steps),
@@ -142,9 +142,9 @@ def test_key_value_heads_are_counted_as_asked_under_either_recipe(recipe: Any) -
 def test_the_papers_recipe_has_the_papers_numbers() -> None:
     paper = RECIPES["paper"]
     assert paper.optimiser(3000) == Optimiser(0.8, 0.8, weight_decay=0.01, clip=1.0, warmup=200)
-    budget = paper.budget(0.98, 3000)
+    budget = paper.budget(2, 100, 3000)
     assert [round(budget.target(step), 3) for step in (0, 1250, 2500, 2999)] == [0, 0.49, 0.98, 0.98]
-    assert (paper.initial, paper.steps, budget.measure) == (10.0, 3000, "sampled")
+    assert (paper.initial, paper.steps, budget.measure, budget.gap) == (10.0, 3000, "sampled", "sparsity")
 
 
 def test_kept_embeddings_are_in_every_circuit_and_in_no_count() -> None:

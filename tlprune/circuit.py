@@ -242,10 +242,9 @@ class Circuit:
         Raises:
             ValueError: the circuit was found on another model, or under an ablation that needs its reference data.
         """
-        from tlprune.masking.discovered import ablation_of_discovery
         from tlprune.masking.masked import masked_circuit
 
-        return masked_circuit(model, self, ablation or ablation_of_discovery(self))
+        return masked_circuit(model, self, ablation)
 
     def save(self, path: str | Path) -> None:
         """Write the circuit; an existing file is replaced only once the new one is whole.

@@ -15,7 +15,6 @@ from tlprune.circuit import Circuit
 from tlprune.learning.metrics import Performance, measure, measure_each
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.cache import RunCache
-from tlprune.masking.discovered import ablation_of_discovery
 from tlprune.masking.masked import Masked, masked_circuit
 from tlprune.task import Batch, Metric, Task
 
@@ -43,7 +42,7 @@ class Bench:
         Raises:
             ValueError: the circuit belongs to another model, or was found under an ablation that needs its reference.
         """
-        masked = masked_circuit(model, circuit, ablation or ablation_of_discovery(circuit))
+        masked = masked_circuit(model, circuit, ablation)
         task = examples if isinstance(examples, Task) else None
         batch = in_order(examples.test if isinstance(examples, Task) else examples)
         cache = masked.cache(batch)

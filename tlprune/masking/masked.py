@@ -15,9 +15,10 @@ from tlprune.backends import backend_of
 from tlprune.backends.activations import Activations, Edits, Point, Wanted, select
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
-from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
+from tlprune.masking.ablation import Ablation, Resample
 from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
+from tlprune.masking.discovered import ablation_of_discovery
 from tlprune.masking.edges import Beside, run_edges
 from tlprune.masking.installing import installed_masks
 from tlprune.masking.masks import Masks
@@ -254,21 +255,9 @@ def _with_all_edges(masked: Masked) -> Masked:
 
 def masked_circuit(model: Any, circuit: Circuit, ablation: Ablation | None) -> Masked:
     """A circuit as a callable, under the ablation it was found under unless another is given."""
-    masked = Masked(model, circuit, ablation or _ablation_of(circuit))
+    masked = Masked(model, circuit, ablation or ablation_of_discovery(circuit))
     check_model(masked.backend, circuit)
     return masked
-
-
-def _ablation_of(circuit: Circuit) -> Ablation:
-    origin = dict(circuit.provenance.get("ablation", {"name": "resample"}))
-    name = origin.pop("name", None)
-    simple: dict[Any, Callable[..., Ablation]] = {"resample": Resample, "zero": Zero, "gaussian_noise": GaussianNoise}
-    if name not in simple:
-        raise ValueError(
-            f"This circuit was found under {name} ablation, whose reference data are not in it. Give the ablation: "
-            "circuit.on(model, ablation=tp.Mean(reference))."
-        )
-    return simple[name](**origin)
 
 
 def _fixed(scales: Mapping[Point, Tensor], positions: Tensor | None) -> Edits:
