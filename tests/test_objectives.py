@@ -196,3 +196,18 @@ def test_a_budget_is_reached_when_it_will_ask_for_no_more() -> None:
         False, False, True, True,
     ]  # fmt: skip
     assert [price.reached(0.0, step=step, steps=100) for step in (0, 49, 50, 99)] == [False, False, True, True]
+
+
+def test_a_gap_in_log_density_is_the_same_at_every_scale() -> None:
+    """Twice too many sites are as wrong at 99% sparsity as at 50%; the term is in closed form."""
+    multipliers = torch.tensor([0.7, 2.0], dtype=torch.float64)
+    for target in (0.5, 0.9, 0.99):
+        budget, sparsity = Lagrangian(target, gap="log_density"), torch.tensor(1 - 2 * (1 - target), dtype=torch.float64)
+        expected = 0.7 * math.log(2) + 2.0 * math.log(2) ** 2
+        assert float(budget.term(multipliers, sparsity, 0)) == pytest.approx(expected, rel=1e-9)
+        reached = torch.tensor(target, dtype=torch.float64)
+        assert float(budget.term(multipliers, reached, 0)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="targets below 1"):
+        Lagrangian(1.1, gap="log_density").term(multipliers, torch.tensor(0.5), 0)
+    with pytest.raises(ValueError, match="with expected L0"):
+        Lagrangian(0.9, "sampled", gap="log_density")
