@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 from page import BLUE, GREEN, INK, ORANGE, PALE, Page, Point
@@ -256,7 +257,7 @@ def _strips(model: object, batch: Batch, found: dict[str, tuple[str, Ablation]])
     for place, (name, (words, _)) in enumerate(found.items()):
         middle = 30 + STRIP * (place + 0.72)
         page.text(16, middle - 18, name, BLUE, size=14)
-        for row, part in enumerate(_wrapped(words)):
+        for row, part in enumerate(wrap(words, 30)):
             page.text(16, middle - 1 + 14 * row, part, size=11)
         page.line([(AXIS - 14, middle), (AXIS + ACROSS * (count - 1) + 14, middle)], "#d8d8d8")
         page.text(AXIS - 20, middle + 4, "0", at="end", size=11)
@@ -267,13 +268,6 @@ def _strips(model: object, batch: Batch, found: dict[str, tuple[str, Ablation]])
     page.dot(AXIS + 412, 16, BLUE, 4)
     page.text(AXIS + 422, 20, "what a reader sees where m = 0")
     return page
-
-
-def _wrapped(words: str, width: int = 30) -> list[str]:
-    lines = [""]
-    for word in words.split():
-        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1] + word) < width else [*lines, word]
-    return lines
 
 
 def _strip(page: Page, middle: float, clean: Sequence[float], received: Sequence[float]) -> None:
