@@ -26,6 +26,7 @@ from tlprune.masking.masks import Masks
 from tlprune.masking.means import Mean
 from tlprune.masking.plain import plain_run
 from tlprune.masking.sites import edges
+from tlprune.models.planted import planted
 from tlprune.schedules import linear, logarithmic
 from tlprune.task import Batch, Discovery
 
@@ -121,16 +122,14 @@ def test_a_budget_drives_the_masks_to_its_target() -> None:
     assert history[-1].expected_kept / history[-1].total == pytest.approx(0.3, abs=0.1)
 
 
-def test_a_gap_in_log_density_reaches_a_sparse_target_where_one_in_sparsity_is_late() -> None:
-    steps, rate = 150, 0.1
-    path = logarithmic(0, 0.97, steps=100)
-    by_gap = {}
-    for gap, multiplier_rate in (("log_density", rate), ("sparsity", 1.0)):
-        plan = Optimiser(rate=rate, multiplier_rate=multiplier_rate)
-        history, _ = trained(steps, budget=Lagrangian(path, gap=gap), optimiser=plan)
-        by_gap[gap] = history[-1].expected_kept / history[-1].total
-    assert by_gap["log_density"] == pytest.approx(0.03, rel=0.35)
-    assert by_gap["sparsity"] > 1.5 * by_gap["log_density"]
+def test_a_gap_in_log_density_drives_the_masks_to_a_sparse_target() -> None:
+    one, masks = planted("induction"), Masks(edges(planted("induction").model))
+    target = logarithmic(0, 1 - len(one.circuit) / len(one.circuit.sites), steps=50)
+    history = fit(
+        Masked(one.model, masks), one.task.discovery, budget=Lagrangian(target, gap="log_density"),
+        optimiser=Optimiser(rate=0.5, multiplier_rate=0.1), steps=70,
+    )  # fmt: skip
+    assert history[-1].expected_kept == pytest.approx(len(one.circuit), rel=0.2)
 
 
 def test_rates_rise_and_fall_as_promised() -> None:

@@ -82,6 +82,17 @@ def test_generation_under_a_mask_is_the_masked_model_step_by_step(style: str) ->
     assert torch.equal(found, ids)
 
 
+def test_no_masked_call_runs_on_a_model_that_is_masked_already() -> None:
+    model = fresh("gpt2")
+    masked = Masked(model, half(edges(model)), Zero())
+    with masked.installed():
+        with pytest.raises(RuntimeError, match="has masks installed"):
+            Masked(model, half(heads(model)))(CLEAN, CORRUPT)
+        with pytest.raises(RuntimeError, match="has masks installed"), masked.installed():
+            pass
+    assert masked(CLEAN).isfinite().all()
+
+
 def test_a_mask_is_taken_off_after_an_exception() -> None:
     model = fresh("gpt2")
     plain = model(CLEAN.ids)

@@ -3,6 +3,7 @@ is what ordinary hooks, or edge masks, make of it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from styles import (
     fresh,
     model_of,
     probe,
+    random_batch,
 )
 from torch import Tensor
 
@@ -261,6 +263,29 @@ def test_spans_mask_their_own_positions(style: str) -> None:
     assert error(spanned(CLEAN, CORRUPT, mask=mask, spans=spans), expected) <= 1e-9
     with pytest.raises(ValueError, match="differ by span"):
         spanned(CLEAN, CORRUPT, mask=mask)
+    with pytest.raises(ValueError, match="know 1 spans but a position has number 1"):
+        spanned(CLEAN, CORRUPT, mask=mask, spans=spans + 1)
+
+
+def test_spans_of_a_batch_are_found_by_name() -> None:
+    """In whatever order the sites name them, and some of them alone; the rest of the prompt is what is not named."""
+    names = ("subject", "verb", "end")
+    spans = torch.tensor([[0, 0, 1, -1, -1, 2], [-1, 0, 1, 1, -1, 2], [0, 1, 1, 1, 1, 2]])
+    batch = dataclasses.replace(random_batch(), spans=spans, span_names=names)
+    model = model_of("gpt2")
+    every = Masked(model, Masks(heads(model, spans=names)))
+    mask = random_values(every.sites).view(4, -1)
+    expected = every(batch, mask=mask.flatten())
+    turned = Masked(model, Masks(heads(model, spans=("end", "subject", "verb"))))
+    assert error(turned(batch, mask=mask[[2, 0, 1, 3]].flatten()), expected) <= 1e-12
+    few = Masked(model, Masks(heads(model, spans=("verb",))))
+    alike = mask[[0, 1, 0, 0]]
+    assert error(few(batch, mask=alike[[1, 0]].flatten()), every(batch, mask=alike.flatten())) <= 1e-12
+    strange = Masked(model, Masks(heads(model, spans=("object",))))
+    with pytest.raises(ValueError, match="differ by the spans object but these prompts have subject, verb, end"):
+        strange(batch)
+    with pytest.raises(ValueError, match="need the same spans"):
+        _ = heads(model, spans=("end",)) + mlps(model, spans=("verb",))
 
 
 @pytest.mark.parametrize("style", ["gpt2", "llama", "parallel"])

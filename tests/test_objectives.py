@@ -202,7 +202,10 @@ def test_a_gap_in_log_density_is_the_same_at_every_scale() -> None:
     """Twice too many sites are as wrong at 99% sparsity as at 50%; the term is in closed form."""
     multipliers = torch.tensor([0.7, 2.0], dtype=torch.float64)
     for target in (0.5, 0.9, 0.99):
-        budget, sparsity = Lagrangian(target, gap="log_density"), torch.tensor(1 - 2 * (1 - target), dtype=torch.float64)
+        budget, sparsity = (
+            Lagrangian(target, gap="log_density"),
+            torch.tensor(1 - 2 * (1 - target), dtype=torch.float64),
+        )
         expected = 0.7 * math.log(2) + 2.0 * math.log(2) ** 2
         assert float(budget.term(multipliers, sparsity, 0)) == pytest.approx(expected, rel=1e-9)
         reached = torch.tensor(target, dtype=torch.float64)

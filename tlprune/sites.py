@@ -287,6 +287,9 @@ class Sites:
                     "with a pattern, such as tp.layers(model, 'a*') beside tp.mlps(model)."
                 )
             seen |= own
+        spans = {group.spans for group in self.groups if isinstance(group, Spanned)}
+        if len(spans) > 1:
+            raise ValueError(f"Sites that differ by span need the same spans but have {sorted(spans)}. Name all alike.")
 
     def __add__(self, other: Sites) -> Sites:
         return Sites(self.groups + other.groups)

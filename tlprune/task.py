@@ -58,7 +58,8 @@ class Batch:
         foils: the wrong token it is compared with, ``(example, answer)``.
         labels: a number of each example that a task's own metrics need, such as greater-than's first year; ``None``
             where there is none.
-        spans: which of the task's ``span_names`` each position belongs to, by number; -1 outside all of them.
+        spans: which of ``span_names`` each position belongs to, by number; -1 outside all of them.
+        span_names: what these numbers stand for.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 7], [5, 8, 7]])
@@ -76,6 +77,7 @@ class Batch:
     foils: Int[Tensor, "example answer"]
     labels: Int[Tensor, "example"] | None = None
     spans: Int[Tensor, "example pos"] | None = None
+    span_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.clean.ids.shape != self.corrupt.ids.shape:
@@ -87,6 +89,11 @@ class Batch:
             raise ValueError(
                 f"A batch of {len(self)} examples needs as many labels but got {len(self.labels)}. "
                 "Give each example one."
+            )
+        if self.spans is not None and int(self.spans.max()) >= len(self.span_names):
+            raise ValueError(
+                f"Spans are numbered up to {int(self.spans.max())} but have {len(self.span_names)} names. Give each "
+                "its name: span_names=(...)."
             )
         if self.spans is not None and self.spans.shape != self.clean.ids.shape:
             raise ValueError(
@@ -106,8 +113,8 @@ class Batch:
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped: dict[str, Any] = {name: value if value is None else function(value) for name, value in values.items()}
-        return Batch(**mapped)
+        kept: dict[str, Any] = {n: value for n, value in values.items() if value is None or isinstance(value, tuple)}
+        return Batch(**{name: function(value) for name, value in values.items() if name not in kept}, **kept)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Consecutive pieces of at most ``size`` examples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,10 +15,23 @@ from tlprune.masking.nodes import node_edits
 from tlprune.masking.workspace import Pool
 from tlprune.task import Tokens
 
+# Models under installed masks, for which no plain run can be had.
+_INSTALLED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def refuse_installed(model: Any) -> None:
+    """Raise a RuntimeError for a model that has masks installed."""
+    if model in _INSTALLED:
+        raise RuntimeError(
+            "This model has masks installed, so a masked call would take its replacements from a masked model. Call "
+            "the model itself within the block, or the masked one after it."
+        )
+
 
 @contextmanager
 def installed_masks(masked: Any) -> Iterator[Any]:
     """The model of a :class:`~tlprune.Masked` with its hard masks on it, until the block ends."""
+    refuse_installed(masked.model)
     refuse_what_needs_prompts(masked)
     backend, sites = masked.backend, masked.sites
     any_prompt = Tokens(torch.zeros(1, 1, dtype=torch.long, device=backend.device))
@@ -37,6 +51,8 @@ def installed_masks(masked: Any) -> Iterator[Any]:
             stack.enter_context(backend.steered(_Renewed(start), sites.graph.convention, edits))
         else:
             stack.enter_context(backend.edited(edits))
+        stack.callback(_INSTALLED.discard, backend.model)
+        _INSTALLED.add(backend.model)
         yield backend.model
 
 

@@ -20,7 +20,7 @@ from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
 from tlprune.masking.discovered import ablation_of_discovery
 from tlprune.masking.edges import Beside, run_edges
-from tlprune.masking.installing import installed_masks
+from tlprune.masking.installing import installed_masks, refuse_installed
 from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
 from tlprune.masking.sites import edges
@@ -100,11 +100,13 @@ class Masked:
             mask: mask values to use, ``(site,)``, or ``(example, site)`` for a circuit per example; by default the
                 circuit, or one sample of the masks.
             replaced: what ablated activations become, if already known.
-            spans: number of the span of each position, for sites that differ by span.
+            spans: number of the span of each position in ``sites.spans``, -1 for none, for sites that differ by span;
+                a :class:`Batch` brings its own, which are matched by name.
         """
         if isinstance(clean, Batch):
-            spans = getattr(clean, "spans", None) if spans is None else spans
+            spans = spans_of(clean, self.sites.spans) if spans is None else spans
             clean, corrupt, positions = clean.clean, clean.corrupt, clean.positions
+        refuse_installed(self.model)
         tokens, twins = self._tokens(clean), None if corrupt is None else self._tokens(corrupt)
         if replaced is None:
             replaced = self.ablation.replaced(self.backend, tokens, twins, self.wanted)
@@ -130,7 +132,7 @@ class Masked:
             corrupt: corrupted prompts, where the ablation needs them.
             mask: mask values to use; by default the circuit, or the hard circuit of the masks.
         """
-        spans = clean.spans if isinstance(clean, Batch) else None
+        spans = spans_of(clean, self.sites.spans) if isinstance(clean, Batch) else None
         if isinstance(clean, Batch):
             clean, corrupt = clean.clean, clean.corrupt
         watched = self if "edges" in self.sites.kinds else _with_all_edges(self)
@@ -221,6 +223,11 @@ class Masked:
                 f"These masks differ by span ({', '.join(group.all_spans)}) but the prompts say nothing of spans. "
                 "Pass a task's Batch, or spans=, the number of each position's span."
             )
+        if int(spans.max()) >= len(group.spans):
+            raise ValueError(
+                f"These masks know {len(group.spans)} spans but a position has number {int(spans.max())}. Number them "
+                f"as in {', '.join(group.spans)}."
+            )
         return group.spread(part, spans.to(part.device))
 
     @property
@@ -244,6 +251,20 @@ class Masked:
         ones = torch.ones(len(self.sites), dtype=self._mask_dtype, device=self.backend.device)
         check_same(self.backend, self._run(tokens, ones, replaced, last, spans), self.backend.logits(tokens, last))
         checked.add(self.sites)
+
+
+def spans_of(batch: Batch, names: tuple[str, ...]) -> Tensor | None:
+    """Numbers of the spans of each position in the order of ``names``; positions in no named span have -1."""
+    if batch.spans is None or not names:
+        return None
+    missing = [name for name in names if name not in batch.span_names]
+    if missing:
+        raise ValueError(
+            f"The masks differ by the spans {', '.join(names)} but these prompts have {', '.join(batch.span_names)}. "
+            "Name spans of the task: tp.edges(model, spans=task.span_names)."
+        )
+    table = torch.tensor([names.index(name) if name in names else -1 for name in batch.span_names] + [-1])
+    return table[batch.spans.cpu()]
 
 
 def _with_all_edges(masked: Masked) -> Masked:

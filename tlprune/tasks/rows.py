@@ -66,11 +66,11 @@ def task_of_rows(
         ([[5, 6, 7], [0, 5, 6]], [[2], [2]])
     """
     side = tokenisation.padding_side
-    batches = {split: _batch(name, rows, padding, side) for split, rows in splits.items()}
+    batches = {split: _batch(name, rows, padding, side, span_names) for split, rows in splits.items()}
     return Task(name, {MAIN: Stream(**batches)}, tokenisation, dict(options), span_names)
 
 
-def _batch(name: str, rows: Sequence[Row], padding: int, side: PaddingSide) -> Batch:
+def _batch(name: str, rows: Sequence[Row], padding: int, side: PaddingSide, span_names: tuple[str, ...]) -> Batch:
     if not rows:
         raise ValueError(f"Task {name!r} needs at least one pair in each split but one is empty. Give it more pairs.")
     width = max(len(row.clean) for row in rows)
@@ -84,6 +84,7 @@ def _batch(name: str, rows: Sequence[Row], padding: int, side: PaddingSide) -> B
         foils=torch.tensor([row.foils for row in rows]),
         labels=_labels(name, rows),
         spans=_spans(rows, width, side),
+        span_names=span_names,
     )
 
 
