@@ -157,3 +157,23 @@ def test_the_table_shows_the_interval_of_the_circuit_below_it() -> None:
     kl = found["circuit"].intervals()["kl"]
     assert row["intervals"]["kl"] == [kl.low, kl.high]
     assert row["kl"] == pytest.approx(kl.value, rel=1e-6)
+
+
+def test_circuits_of_any_sites_are_evaluated() -> None:
+    """A circuit of nodes is the circuit of all edges that leave them."""
+    planted = tp.planted("copy")
+    nodes = tp.Circuit.from_nodes(planted.model, planted.circuit.nodes)
+    found = tp.evaluate(planted.model, nodes, planted.task)
+    assert found["circuit"].performance.means()["accuracy"] == 1
+    assert found["empty"].performance.means()["accuracy"] == 0
+    assert (found["random"].kept, found["complement"].kept) == (len(nodes), len(nodes.sites) - len(nodes))
+    assert str(found).splitlines()[-1].startswith(f"{len(planted.task.test)} test examples; {nodes.sites} in all")
+    worth = tp.minimality(planted.model, nodes, planted.task)
+    assert set(worth.sites) == set(nodes.names)
+    curve = tp.faithfulness_curve(
+        planted.model, tp.Scores(nodes.sites, nodes.kept.float()), planted.task, counts=[len(nodes)]
+    )
+    assert curve.rows[0].faithfulness.value == pytest.approx(1, abs=0.1)
+    neurons = tp.neurons(planted.model) + tp.weights(planted.model)
+    everything = tp.Circuit(neurons, torch.ones(len(neurons), dtype=torch.bool))
+    assert tp.evaluate(planted.model, everything, planted.task, ablation=tp.Zero())["circuit"].faithfulness.value == 1

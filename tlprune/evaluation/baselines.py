@@ -98,8 +98,8 @@ def rows_table(rows: tuple[Row, ...], *, bounded: tuple[str, ...]) -> list[str]:
     columns = [*COLUMNS, *((name, name, 3) for name in rows[0].performance.extra)]
     cells: list[list[str]] = []
     for row in rows:
-        means, edges = row.means(), [f"{row.kept:,}", f"{row.effective:,}"]
-        cells.append([row.name, *edges, *(number(means[name], digits) for name, _, digits in columns)])
+        means, sizes = row.means(), [f"{row.kept:,}", f"{row.effective:,}"]
+        cells.append([row.name, *sizes, *(number(means[name], digits) for name, _, digits in columns)])
         if row.name in bounded:
             found = row.intervals()
             for label, end in (("  95% from", "low"), ("  95% to", "high")):

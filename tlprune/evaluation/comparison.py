@@ -24,7 +24,7 @@ class Comparison:
         first: the first circuit's figures per example.
         second: the second's.
         differences: first less second by figure, with 95% paired bootstrap intervals over examples.
-        ablation: what replaced ablated edges, as plain data.
+        ablation: what replaced ablated sites, as plain data.
     """
 
     first: Performance

@@ -1,4 +1,4 @@
-"""Completeness: without some of its edges a circuit should do what the full model does without them."""
+"""Completeness: without some of its sites a circuit should do what the full model does without them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Completeness:
 
     Attributes:
         metric: what was measured.
-        knockouts: the edges that were removed, ``(knockout, edge)``.
+        knockouts: the sites that were removed, ``(knockout, site)``.
         circuit: the metric of the circuit without them, ``(knockout,)``.
         model: the metric of the full model without them, ``(knockout,)``.
         incompleteness: the mean over knockouts of ``|circuit - model|``, 0 for a complete circuit, with its 95%
             bootstrap interval over examples. Noise in the examples makes absolute differences larger, so neither the
             mean nor the interval reaches 0 unless all differences vanish.
-        ablation: what replaced ablated edges, as plain data.
+        ablation: what replaced ablated sites, as plain data.
         discovery: what replaced them when the circuit was found, where that is known.
     """
 
@@ -91,14 +91,14 @@ def completeness(
     ``mean_K |m(C - K) - m(M - K)|`` for the mean ``m`` of a metric over examples. A circuit that leaves out a backup
     for some of its parts can be faithful and still fall behind the full model here.
 
-    Source: Wang et al., "Interpretability in the Wild" (2022), section 4.2 (there over attention heads; here edges).
+    Source: Wang et al., "Interpretability in the Wild" (2022), section 4.2 (there over heads; here any sites).
 
     Args:
         model: the model that the circuit is of.
-        circuit: the edges that are claimed to be all that matter.
+        circuit: the sites that are claimed to be all that matter.
         batch: examples that no method saw, or the task.
         knockouts: how many random parts; each takes two runs over the examples.
-        fraction: chance of each of the circuit's edges to be removed, in (0, 1]; 1 compares the empty circuit with
+        fraction: chance of each of the circuit's sites to be removed, in (0, 1]; 1 compares the empty circuit with
             the complement.
         metric: any mean of :meth:`~tlprune.learning.metrics.Performance.per_example`, or one of the task's own.
         ablation: what replaces removed sites; by default what did at discovery.

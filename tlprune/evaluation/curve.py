@@ -1,4 +1,4 @@
-"""Faithfulness against size: the circuits that one set of scores gives at several numbers of edges."""
+"""Faithfulness against size: the circuits that one set of scores gives at several sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Curve:
     Attributes:
         rows: one per size, smallest first.
         sites: how many sites there are of each kind, and what counts as an edge.
-        ablation: what replaced ablated edges, as plain data.
+        ablation: what replaced ablated sites, as plain data.
         discovery: what replaced them when the scores were made, where that is known.
     """
 
@@ -55,18 +55,18 @@ def faithfulness_curve(
     ablation: Ablation | None = None,
     batch_size: int = 64,
 ) -> Curve:
-    """Measure the edges of highest score, for several numbers of them.
+    """Measure the sites of highest score, for several numbers of them.
 
     Args:
         model: the model that the scores are of.
         scores: a number for every edge.
         batch: examples that no method saw, or the task.
-        counts: numbers of edges to keep; each takes a run over the examples.
+        counts: numbers of sites to keep; each takes a run over the examples.
         ablation: what replaces ablated sites; by default what did at discovery.
         batch_size: pairs of circuit and example per forward pass.
 
     Raises:
-        ValueError: the scores belong to another model, or a number of edges is more than there are.
+        ValueError: the scores belong to another model, or a number is more than there are.
 
     Example:
         >>> import tlprune as tp
@@ -77,7 +77,7 @@ def faithfulness_curve(
         [0.0, 1.0, 1.0]
     """
     if not counts:
-        raise ValueError("A curve needs at least one number of edges but got none. Give counts, such as [10, 100].")
+        raise ValueError("A curve needs at least one number of sites but got none. Give counts, such as [10, 100].")
     circuits = [scores.top(count) for count in sorted({*counts})]
     bench = Bench.of(model, circuits[0], batch, ablation=ablation)
     ends = torch.stack([torch.ones_like(circuits[0].kept), torch.zeros_like(circuits[0].kept)])

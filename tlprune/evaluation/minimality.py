@@ -18,7 +18,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.task import Batch, Task
 
 _ROUNDING = 1e-6  # nats; a KL from float32 logits is not known better
-_SHOWN = 10  # edges at either end of the table
+_SHOWN = 10  # sites at either end of the table
 _AT_ONCE = 256  # circuits whose masks are held in memory
 
 
@@ -33,7 +33,7 @@ class Minimality:
         low: lower end of its 95% paired bootstrap interval over examples, ``(kept,)``.
         high: upper end, ``(kept,)``.
         kl: the whole circuit's mean KL.
-        ablation: what replaced ablated edges, as plain data.
+        ablation: what replaced ablated sites, as plain data.
         discovery: what replaced them when the circuit was found, where that is known.
     """
 
@@ -92,11 +92,11 @@ def minimality(
     one although the pair is needed, so this shows what one edge is worth given the rest, not how small the circuit
     could be made.
 
-    Source: Wang et al., "Interpretability in the Wild" (2022), section 4.3, with single edges for what is removed.
+    Source: Wang et al., "Interpretability in the Wild" (2022), section 4.3, with single sites for what is removed.
 
     Args:
         model: the model that the circuit is of.
-        circuit: the edges to remove one by one; as many runs over the examples.
+        circuit: the sites to remove one by one; as many runs over the examples.
         batch: examples that no method saw, or the task.
         ablation: what replaces ablated sites; by default what did at discovery.
         seed: of the bootstrap.
@@ -112,7 +112,7 @@ def minimality(
         []
     """
     if not len(circuit):
-        raise ValueError("Minimality removes a circuit's edges one by one but this one has none. Give another circuit.")
+        raise ValueError("Minimality removes a circuit's sites one by one but this one has none. Give another circuit.")
     bench = Bench.of(model, circuit, batch, ablation=ablation)
     whole = bench.measure(circuit).kl
     rises = torch.cat([kl - whole for kl in _without_each(bench, circuit, batch_size)])
@@ -122,7 +122,7 @@ def minimality(
 
 
 def _without_each(bench: Bench, circuit: Circuit, batch_size: int) -> list[Float[Tensor, "kept example"]]:
-    """KL per example of the circuit without each of its edges."""
+    """KL per example of the circuit without each of its sites."""
     kept = circuit.kept.cpu()
     found = []
     for places in kept.nonzero().flatten().split(_AT_ONCE):
