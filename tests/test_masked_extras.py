@@ -195,6 +195,27 @@ def test_frozen_norms_divide_by_the_clean_scale(style: str, kind: str) -> None:
     assert error(found, Masked(model, Masks(MIXTURES[kind](model)))(CLEAN, CORRUPT, mask=mask)) > 1e-4
 
 
+@pytest.mark.parametrize("style", ["gpt2", "llama", "parallel"])
+def test_frozen_norms_do_not_undo_the_scale_of_a_single_writer(style: str) -> None:
+    """Under zero ablation q, k and v of the first layer then shrink in proportion to their mask."""
+    model = model_of(style)
+    masked = Masked(model, Masks(edges(model)), Zero(), norm="frozen")
+    mask = torch.ones(len(masked.sites), dtype=torch.float64)
+    first = masked.graph.readers[0]
+    first.block(mask)[:] = 0.25
+    seen: dict[str, Tensor] = {}
+    plain = model.run_with_cache(CLEAN.ids)[1]["blocks.0.attn.hook_v"]
+    point = model.hook_dict["blocks.0.attn.hook_v"]
+    handle = point.register_forward_hook(lambda module, inputs, value: seen.__setitem__("v", value.detach()))
+    masked(CLEAN, mask=mask)
+    handle.remove()
+    attention, norm = model.blocks[0].attn, model.blocks[0].ln1
+    shift = getattr(norm, "b", torch.zeros(model.cfg.d_model, dtype=torch.float64))
+    constant = attention.b_V + torch.einsum("d,hde->he", shift, attention.W_V)
+    constant = constant[:: len(constant) // plain.shape[2]]  # of grouped heads, one for each group
+    assert error(seen["v"] - constant, 0.25 * (plain - constant)) <= 1e-9
+
+
 def test_frozen_norms_at_answer_positions_and_in_gradients() -> None:
     model = model_of("gpt2")
     masked = Masked(model, Masks(edges(model)), norm="frozen")
@@ -231,3 +252,53 @@ def test_a_circuit_on_a_model_takes_the_ablation_it_was_found_under() -> None:
     other = by_hand.like(by_hand.kept, {"model": {"name": "other", "weights": "abc"}})
     with pytest.raises(ValueError, match="was found on model 'other'"):
         other.on(model)
+
+
+# ---- the model is lent
+
+
+@pytest.mark.parametrize("mixture", ["heads", "weights", "edges and weights", "layers and heads"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_as_before_after_every_kind_of_call(mixture: str, fails: bool) -> None:
+    model = fresh("llama")
+    model.blocks[0].attn.W_Q.requires_grad_(False)
+    model.train()
+    before = [(name, id(p), p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()]
+    masked = Masked(model, Masks(MIXTURES[mixture](model)), Zero(), norm="frozen")
+    mask = random_values(masked.sites).requires_grad_()
+    masked(CLEAN, mask=mask)
+
+    def failing(value: Tensor, hook: Any) -> Tensor:
+        raise KeyError
+
+    if fails:
+        model.add_hook("blocks.1.hook_mlp_out", failing)
+        with pytest.raises(KeyError):
+            masked(CLEAN, mask=mask)
+        model.reset_hooks()
+    probe(masked(CLEAN, mask=mask)).backward()
+    after = [(name, id(p), p.requires_grad, p.detach()) for name, p in model.named_parameters()]
+    assert [entry[:3] for entry in before] == [entry[:3] for entry in after]
+    assert all(torch.equal(old[3], new[3]) for old, new in zip(before, after, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert not any(point._forward_hooks for point in model.hook_dict.values())
+
+
+def test_hooks_of_a_user_see_a_writer_before_its_mask() -> None:
+    """Doubling a head by hand and masking it is masking the doubled head."""
+    model = fresh("gpt2")
+    masked = Masked(model, Masks(heads(model)), Zero())
+    mask = torch.ones(len(masked.sites), dtype=torch.float64)
+    mask[masked.sites.index("a1.h2")] = 0.25
+    masked(CLEAN, mask=mask)
+
+    def doubled(value: Tensor, hook: Any) -> Tensor:
+        result = value.clone()
+        result[:, :, 2] *= 2
+        return result
+
+    with model.hooks([("blocks.1.attn.hook_z", doubled)]):
+        found = masked(CLEAN, mask=mask)
+    mask[masked.sites.index("a1.h2")] = 0.5
+    assert error(found, masked(CLEAN, mask=mask)) <= 1e-9

@@ -206,7 +206,8 @@ class EdgeCall:
 
     def _scale_free(self, mask: Tensor, base: Tensor) -> bool:
         """Whether a reader sees nothing but one gated writer, whose scale a norm would undo."""
-        return mask.shape[-1] == 1 and not self.always and not bool(base.any())
+        alone = mask.shape[-1] == 1 and not self.always and not self.beside.scales
+        return alone and not bool(base.any())
 
     def check_complete(self) -> None:
         """Raise unless every writer wrote and every reader read exactly once."""
