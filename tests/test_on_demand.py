@@ -163,7 +163,7 @@ def test_a_curve_is_its_circuits_one_by_one() -> None:
     assert [line.split()[2] for line in lines[1:-1]] == ["0", "50", f"{GRAPH.n_edges:,}"]
     assert lines[-1].endswith("resample ablation (found under zero ablation)")
     assert [row["kept"] for row in curve.as_dict()["rows"]] == [0, 50, GRAPH.n_edges]
-    with pytest.raises(ValueError, match="at least one number of edges"):
+    with pytest.raises(ValueError, match="at least one number of sites"):
         tp.faithfulness_curve(MODEL, scores, BATCH, counts=[])
 
 
