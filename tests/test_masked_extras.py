@@ -90,6 +90,8 @@ def test_no_masked_call_runs_on_a_model_that_is_masked_already() -> None:
             Masked(model, half(heads(model)))(CLEAN, CORRUPT)
         with pytest.raises(RuntimeError, match="has masks installed"), masked.installed():
             pass
+        with pytest.raises(RuntimeError, match="has masks installed"):
+            masked.run_with_cache(CLEAN)
     assert masked(CLEAN).isfinite().all()
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tlprune.effective import effective_sites
-from tlprune.files import check_format, read_json, read_tensors, write_tensors, write_whole
+from tlprune.files import read_saved, write_tensors, write_whole
 from tlprune.graph import Graph
 from tlprune.sites import Nodes, Sites
 
@@ -272,12 +272,8 @@ class Circuit:
         Raises:
             ValueError: the file is missing, not a circuit, of another version, or its counts do not agree.
         """
-        path, tensors = Path(path), {}
-        if path.suffix == ".safetensors":
-            tensors, data = read_tensors(path, FORMAT)
-        else:
-            data = read_json(path, FORMAT)
-        check_format(data, path, FORMAT, VERSION)
+        path = Path(path)
+        tensors, data = read_saved(path, FORMAT, VERSION)
         try:
             circuit = _from_data(data, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

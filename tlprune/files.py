@@ -72,6 +72,13 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
+def read_saved(path: Path, what: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and data of a ``.safetensors`` file, or the data of a JSON one, of this format and version."""
+    tensors, data = read_tensors(path, what) if path.suffix == ".safetensors" else ({}, read_json(path, what))
+    check_format(data, path, what, version)
+    return tensors, data
+
+
 def check_format(data: Mapping[str, Any], path: Path, what: str, version: int) -> None:
     """Raise a ValueError unless the data say that they are ours, and of this version."""
     if data.get("format") != f"tlprune-{what}":

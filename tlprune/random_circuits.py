@@ -53,7 +53,7 @@ def random_like(circuit: Circuit, *, seed: int = 0) -> Circuit:
         circuit: whose size and sites to take.
         seed: of the choices.
     """
-    if circuit.sites.groups == (circuit.sites.bare(circuit.sites.kinds[0]),) and circuit.sites.kinds == ("edges",):
+    if circuit.sites.kinds == ("edges",) and not circuit.sites.spans:
         return connected_random(circuit.graph, len(circuit), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     kept = torch.zeros_like(circuit.kept)

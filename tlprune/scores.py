@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.files import check_format, read_json, read_tensors, write_tensors, write_whole
+from tlprune.files import read_saved, write_tensors, write_whole
 from tlprune.graph import Graph
 from tlprune.sites import Sites
 
@@ -111,12 +111,8 @@ class Scores:
         Raises:
             ValueError: the file is missing, not of scores, of another version, or not whole.
         """
-        path, tensors = Path(path), {}
-        if path.suffix == ".safetensors":
-            tensors, data = read_tensors(path, FORMAT)
-        else:
-            data = read_json(path, FORMAT)
-        check_format(data, path, FORMAT, VERSION)
+        path = Path(path)
+        tensors, data = read_saved(path, FORMAT, VERSION)
         try:
             sites = Sites.from_dict(data["sites"])
             values = tensors["values"] if tensors else torch.tensor(_in_order(sites, data["scores"]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.evaluation.bench import Bench, ablations_text
+from tlprune.evaluation.bench import Bench, ablations_dict, ablations_text
 from tlprune.evaluation.table import aligned, number
 from tlprune.learning.bootstrap import Interval, finite, interval
 from tlprune.learning.metrics import Performance
@@ -82,9 +82,8 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """All rows as plain data."""
-        ablations = {"ablation": dict(self.ablation), "discovery_ablation": self.discovery and dict(self.discovery)}
         rows = [row.as_dict() for row in self.rows]
-        return {"sites": self.sites, **ablations, "rows": rows}
+        return {"sites": self.sites, **ablations_dict(self.ablation, self.discovery), "rows": rows}
 
     def __str__(self) -> str:
         lines = rows_table(self.rows, bounded=("circuit",))

@@ -77,6 +77,11 @@ def ablation_text(ablation: Mapping[str, Any]) -> str:
     return f"{ablation['name']} ({details})" if details else str(ablation["name"])
 
 
+def ablations_dict(own: Mapping[str, Any], discovery: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Both ablations of a measurement as plain data."""
+    return {"ablation": dict(own), "discovery_ablation": discovery and dict(discovery)}
+
+
 def ablations_text(own: Mapping[str, Any], discovery: Mapping[str, Any] | None) -> str:
     """The ablation of a measurement, and that of discovery where it is known to be another."""
     text = f"{ablation_text(own)} ablation"

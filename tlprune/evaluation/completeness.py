@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.evaluation.bench import Bench, ablations_text
+from tlprune.evaluation.bench import Bench, ablations_dict, ablations_text
 from tlprune.evaluation.table import aligned
 from tlprune.learning.bootstrap import Interval, finite, interval
 from tlprune.learning.metrics import Performance
@@ -36,7 +36,7 @@ class Completeness:
     """
 
     metric: str
-    knockouts: Bool[Tensor, "knockout edge"]
+    knockouts: Bool[Tensor, "knockout site"]
     circuit: Float[Tensor, "knockout"]
     model: Float[Tensor, "knockout"]
     incompleteness: Interval
@@ -54,8 +54,12 @@ class Completeness:
             {"removed": removed, "circuit": finite(circuit), "model": finite(model)}
             for removed, circuit, model in self._rows()
         ]
-        ablations = {"ablation": dict(self.ablation), "discovery_ablation": self.discovery and dict(self.discovery)}
-        return {"metric": self.metric, "incompleteness": self.incompleteness.as_dict(), **ablations, "knockouts": rows}
+        return {
+            "metric": self.metric,
+            "incompleteness": self.incompleteness.as_dict(),
+            **ablations_dict(self.ablation, self.discovery),
+            "knockouts": rows,
+        }
 
     def __str__(self) -> str:
         rows = [

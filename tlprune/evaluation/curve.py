@@ -10,7 +10,7 @@ import torch
 
 from tlprune.circuit import Circuit
 from tlprune.evaluation.baselines import Row, faithfulness, rows_table
-from tlprune.evaluation.bench import Bench, ablations_text
+from tlprune.evaluation.bench import Bench, ablations_dict, ablations_text
 from tlprune.learning.metrics import Performance
 from tlprune.masking.ablation import Ablation
 from tlprune.scores import Scores
@@ -35,9 +35,8 @@ class Curve:
 
     def as_dict(self) -> dict[str, Any]:
         """All rows as plain data."""
-        ablations = {"ablation": dict(self.ablation), "discovery_ablation": self.discovery and dict(self.discovery)}
         rows = [row.as_dict() for row in self.rows]
-        return {"sites": self.sites, **ablations, "rows": rows}
+        return {"sites": self.sites, **ablations_dict(self.ablation, self.discovery), "rows": rows}
 
     def __str__(self) -> str:
         count = len(self.rows[0].performance.kl)

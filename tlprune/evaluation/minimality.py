@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.evaluation.bench import Bench, ablations_text
+from tlprune.evaluation.bench import Bench, ablations_dict, ablations_text
 from tlprune.evaluation.table import aligned
 from tlprune.learning.bootstrap import bounds, finite, resampled_means
 from tlprune.masking.ablation import Ablation
@@ -57,8 +57,7 @@ class Minimality:
             {"site": edge, "rise": finite(rise), "low": finite(low), "high": finite(high)}
             for edge, rise, low, high in columns
         ]
-        ablations = {"ablation": dict(self.ablation), "discovery_ablation": self.discovery and dict(self.discovery)}
-        return {"kl": finite(self.kl), **ablations, "sites": rows}
+        return {"kl": finite(self.kl), **ablations_dict(self.ablation, self.discovery), "sites": rows}
 
     def __str__(self) -> str:
         order = torch.argsort(self.rise, descending=True, stable=True).tolist()

@@ -103,11 +103,8 @@ class Masked:
             spans: number of the span of each position in ``sites.spans``, -1 for none, for sites that differ by span;
                 a :class:`Batch` brings its own, which are matched by name.
         """
-        if isinstance(clean, Batch):
-            spans = spans_of(clean, self.sites.spans) if spans is None else spans
-            clean, corrupt, positions = clean.clean, clean.corrupt, clean.positions
-        refuse_installed(self.model)
-        tokens, twins = self._tokens(clean), None if corrupt is None else self._tokens(corrupt)
+        positions = clean.positions if isinstance(clean, Batch) else positions
+        tokens, twins, spans = self._prompts(clean, corrupt, spans)
         if replaced is None:
             replaced = self.ablation.replaced(self.backend, tokens, twins, self.wanted)
         values = self._values() if mask is None else mask
@@ -132,15 +129,12 @@ class Masked:
             corrupt: corrupted prompts, where the ablation needs them.
             mask: mask values to use; by default the circuit, or the hard circuit of the masks.
         """
-        spans = spans_of(clean, self.sites.spans) if isinstance(clean, Batch) else None
-        if isinstance(clean, Batch):
-            clean, corrupt = clean.clean, clean.corrupt
+        tokens, twins, spans = self._prompts(clean, corrupt, None)
         watched = self if "edges" in self.sites.kinds else _with_all_edges(self)
         values = self.hard_values() if mask is None else mask
         values = torch.cat([values, values.new_ones(len(watched.sites) - len(self.sites))])
         seen: dict[str, Tensor] = {}
         with torch.no_grad():
-            tokens, twins = self._tokens(clean), None if corrupt is None else self._tokens(corrupt)
             replaced = watched.ablation.replaced(watched.backend, tokens, twins, watched.wanted)
             values = values.to(device=self.backend.device, dtype=self._mask_dtype)
             return watched._run(tokens, values, replaced, None, spans, seen=seen), seen
@@ -236,6 +230,16 @@ class Masked:
 
     def _values(self) -> Tensor:
         return self.masks.kept if isinstance(self.masks, Circuit) else self.masks.sample()
+
+    def _prompts(
+        self, clean: Batch | Tokens | Tensor, corrupt: Tokens | Tensor | None, spans: Tensor | None
+    ) -> tuple[Tokens, Tokens | None, Tensor | None]:
+        """Clean and corrupted prompts and their spans, on the model's device; a model under masks is refused."""
+        refuse_installed(self.model)
+        if isinstance(clean, Batch):
+            spans = spans_of(clean, self.sites.spans) if spans is None else spans
+            clean, corrupt = clean.clean, clean.corrupt
+        return self._tokens(clean), None if corrupt is None else self._tokens(corrupt), spans
 
     def _tokens(self, tokens: Tokens | Tensor) -> Tokens:
         found = tokens if isinstance(tokens, Tokens) else Tokens(torch.atleast_2d(tokens))
