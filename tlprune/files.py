@@ -27,6 +27,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    folder = os.open(path.parent, os.O_RDONLY)  # so that the new name is on the disk too
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ def faithfulness_curve(
 
     Args:
         model: the model that the scores are of.
-        scores: a number for every edge.
+        scores: a number for every site.
         batch: examples that no method saw, or the task.
         counts: numbers of sites to keep; each takes a run over the examples.
         ablation: what replaces ablated sites; by default what did at discovery.

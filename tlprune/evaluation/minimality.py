@@ -1,4 +1,4 @@
-"""Minimality: what each edge of a circuit is worth to it when it alone is removed."""
+"""Minimality: what each site of a circuit is worth to it when it alone is removed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _AT_ONCE = 256  # circuits whose masks are held in memory
 
 @dataclass(frozen=True)
 class Minimality:
-    """The rise in KL, in nats, when one edge alone is removed; printing it gives a table.
+    """The rise in KL, in nats, when one site alone is removed; printing it gives a table.
 
     Attributes:
         sites: names of the kept sites, in the order of the model.
-        rise: mean KL without the edge less mean KL with it, ``(kept,)``; negative where the circuit gets closer to
+        rise: mean KL without the site less mean KL with it, ``(kept,)``; negative where the circuit gets closer to
             the full model.
         low: lower end of its 95% paired bootstrap interval over examples, ``(kept,)``.
         high: upper end, ``(kept,)``.
@@ -47,15 +47,15 @@ class Minimality:
 
     @property
     def superfluous(self) -> list[str]:
-        """Edges whose interval does not lie above zero: without one of them the circuit need not be worse."""
-        return [edge for edge, low in zip(self.sites, self.low.tolist(), strict=True) if not low > _ROUNDING]
+        """Sites whose interval does not lie above zero: without one of them the circuit need not be worse."""
+        return [site for site, low in zip(self.sites, self.low.tolist(), strict=True) if not low > _ROUNDING]
 
     def as_dict(self) -> dict[str, Any]:
-        """Every edge's figures as plain data."""
+        """Every site's figures as plain data."""
         columns = zip(self.sites, self.rise.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
         rows = [
-            {"site": edge, "rise": finite(rise), "low": finite(low), "high": finite(high)}
-            for edge, rise, low, high in columns
+            {"site": site, "rise": finite(rise), "low": finite(low), "high": finite(high)}
+            for site, rise, low, high in columns
         ]
         return {"kl": finite(self.kl), **ablations_dict(self.ablation, self.discovery), "sites": rows}
 
@@ -85,10 +85,10 @@ def minimality(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Minimality:
-    """Remove each edge of a circuit alone and measure how much further it then is from the full model.
+    """Remove each site of a circuit alone and measure how much further it then is from the full model.
 
-    ``KL(full || C - {e}) - KL(full || C)`` for every edge ``e``. Edges that back each other up have no rise one by
-    one although the pair is needed, so this shows what one edge is worth given the rest, not how small the circuit
+    ``KL(full || C - {e}) - KL(full || C)`` for every site ``e``. Sites that back each other up have no rise one by
+    one although the pair is needed, so this shows what one site is worth given the rest, not how small the circuit
     could be made.
 
     Source: Wang et al., "Interpretability in the Wild" (2022), section 4.3, with single sites for what is removed.

@@ -7,7 +7,6 @@ generator, the order of examples, and the best masks so far; its metadata are th
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tlprune.files import write_whole
 from tlprune.learning.best import Best
 from tlprune.learning.settings import differences
 from tlprune.learning.training import Training
@@ -36,7 +36,7 @@ def write_checkpoint(path: Path, training: Training, best: Best, settings: Mappi
     metadata = {"format": FORMAT, "version": VERSION, "run": json.dumps(facts)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(training, best).items()}
     try:
-        _replace(path, save(tensors, metadata))
+        write_whole(path, save(tensors, metadata))
     except OSError as error:
         raise ValueError(
             f"A checkpoint needs room in a folder that can be written, but {path} cannot be: {error.strerror}. "
@@ -120,22 +120,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is a safetensors file but not a checkpoint of version {VERSION}. Give another path, to start anew."
         )
     return json.loads(metadata["run"]), tensors
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the file, force it to the disk, and only then take its place."""
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
