@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2TokenizerFast, LlamaForCausalLM
 
-from tlprune.task import Batch, Task
+from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 from tlprune.tasks import TASKS, Pair, from_pairs, gendered_pronoun, greater_than, induction, ioi
 from tlprune.tasks.gendered_pronoun import NAMES, STORY_NAMES, STORY_TEMPLATES
 from tlprune.tasks.greater_than import valid_answers
@@ -297,3 +297,17 @@ def test_tasks_say_why_a_tokenizer_does_not_suit(stories):
         ioi(stories)
     with pytest.raises(ValueError, match="words that are one token each"):
         induction(stories, words=["hippopotamus"])
+
+
+def test_token_types_follow_their_prompts_and_count_in_the_fingerprint():
+    ids, types = torch.arange(8).view(4, 2), torch.tensor([[0, 1], [0, 0], [1, 1], [0, 1]])
+
+    def task(token_types: torch.Tensor | None) -> Task:
+        tokens, one = Tokens(ids, torch.ones_like(ids), token_types), torch.ones(4, 1, dtype=torch.long)
+        batch = Batch(torch.arange(4), tokens, tokens, one, one, one + 1)
+        return Task("pairs", {"main": Stream(batch, batch, batch)}, Tokenisation(prepend_bos=False))
+
+    chosen = task(types).test.rows(torch.tensor([3, 1])).clean
+    assert chosen.token_types is not None and chosen.token_types.tolist() == [[0, 1], [0, 0]]
+    assert chosen.ids.tolist() == [[6, 7], [2, 3]]
+    assert len({task(None).fingerprint, task(types).fingerprint, task(1 - types).fingerprint}) == 3

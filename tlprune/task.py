@@ -26,19 +26,24 @@ class Tokens:
         ids: token ids, ``(example, pos)``.
         attention_mask: 1 for a real token and 0 for padding, ``(example, pos)``;
             ``None`` when no prompt is padded.
+        token_types: 0 for the first sentence and 1 for the second, ``(example, pos)``; for encoders that tell them
+            apart, such as BERT on pairs.
     """
 
     ids: Int[Tensor, "example pos"]
     attention_mask: Int[Tensor, "example pos"] | None = None
+    token_types: Int[Tensor, "example pos"] | None = None
 
     def rows(self, index: Tensor) -> Tokens:
         """The prompts at ``index``, in that order."""
-        mask = self.attention_mask
-        return Tokens(self.ids[index], None if mask is None else mask[index])
+        return self._map(lambda value: value[index])
 
     def to(self, device: torch.device | str) -> Tokens:
-        mask = self.attention_mask
-        return Tokens(self.ids.to(device), None if mask is None else mask.to(device))
+        return self._map(lambda value: value.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Tokens(**{name: function(value) for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -238,8 +243,9 @@ def _digest_batch(digest: Any, batch: Batch) -> None:
     for value in (batch.clean.ids, batch.corrupt.ids, batch.positions, batch.answers, batch.foils):
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.cpu().numpy().tobytes())
-    for name in ("labels", "spans"):
-        value = getattr(batch, name)
+    optional = {"labels": batch.labels, "spans": batch.spans}
+    optional |= {"clean token types": batch.clean.token_types, "corrupt token types": batch.corrupt.token_types}
+    for name, value in optional.items():
         if value is not None:
             digest.update(name.encode())
             digest.update(value.cpu().numpy().tobytes())

@@ -153,11 +153,20 @@ class Steering(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """One kind of model: where its activations are and how to steer them."""
+    """One kind of model: where its activations are and how to steer them.
+
+    Attributes:
+        model: the model, lent.
+        architecture: what of it decides its graph.
+        d_model: width of its residual stream.
+        predicts: ``"tokens"``: logits are over the vocabulary, at positions; ``"prompts"``: one row of class logits per
+            prompt, ``(example, 1, class)``, whatever ``positions`` are asked for.
+    """
 
     model: Any
     architecture: Architecture
     d_model: int
+    predicts: Literal["tokens", "prompts"]
 
     @property
     def d_mlp(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class HookedTransformerBackend:
         self.model = model
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
+        self.predicts: Literal["tokens", "prompts"] = "tokens"
 
     @property
     def d_mlp(self) -> int:

@@ -28,7 +28,7 @@ def edges(
         qkv: whether a head has three readers, or one whose edges carry q, k and v together.
         spans: names of a task's spans; every edge then has a mask for each span, and one for the rest of the prompt.
     """
-    return _sites(Graph.of(model, Convention(embeddings, kv, qkv)), spans)
+    return _sites(_graph(model, Convention(embeddings, kv, qkv)), spans)
 
 
 def nodes(
@@ -46,25 +46,25 @@ def nodes(
         embeddings: whether token and position embedding are one node or two; as for the edges beside them.
         spans: names of a task's spans that have masks of their own.
     """
-    writers = Graph.of(model, Convention(embeddings)).writers
+    writers = _graph(model, Convention(embeddings)).writers
     return _sites(Nodes("nodes", _matching(writers, pattern, "nodes")), spans)
 
 
 def heads(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
     """Attention heads, ``a0.h3``: what a head writes. Output biases of attention belong to no head."""
-    names = (name for name in Graph.of(model).writers if ".h" in name)
+    names = (name for name in _graph(model).writers if ".h" in name)
     return _sites(Nodes("heads", _matching(names, pattern, "heads")), spans)
 
 
 def mlps(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
     """MLPs, ``m0``: what a whole MLP writes, its output bias included."""
-    names = (name for name in Graph.of(model).writers if name.startswith("m"))
+    names = (name for name in _graph(model).writers if name.startswith("m"))
     return _sites(Nodes("mlps", _matching(names, pattern, "mlps")), spans)
 
 
 def layers(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
     """Whole attention layers, ``a0``, and MLP layers, ``m0``; a head counts if both it and its layer are kept."""
-    shape = Graph.of(model).architecture
+    shape = _graph(model).architecture
     kinds = "am" if shape.has_mlp else "a"
     names = (f"{kind}{layer}" for layer in range(shape.n_layers) for kind in kinds)
     return _sites(Nodes("layers", _matching(names, pattern, "layers")), spans)
@@ -78,8 +78,8 @@ def neurons(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sit
         pattern: which MLPs, such as ``"m[6-9]"``.
         spans: names of a task's spans that have masks of their own.
     """
-    names = _matching((name for name in Graph.of(model).writers if name.startswith("m")), pattern, "MLPs")
-    return _sites(Neurons(tuple(int(name[1:]) for name in names), model.cfg.d_mlp), spans)
+    names = _matching((name for name in _graph(model).writers if name.startswith("m")), pattern, "MLPs")
+    return _sites(Neurons(tuple(int(name[1:]) for name in names), backend_of(model).d_mlp), spans)
 
 
 def weights(model: Any, pattern: str = "blocks.*.W_*", *, unit: Literal["weight", "row", "column"] = "weight") -> Sites:
@@ -98,6 +98,10 @@ def weights(model: Any, pattern: str = "blocks.*.W_*", *, unit: Literal["weight"
     if unit != "weight" and any(len(matrix.shape) < 2 for matrix in chosen):
         raise ValueError(f"A {unit} needs matrices but {pattern!r} also names biases. Use a pattern such as '*.W_*'.")
     return Sites((Weights(chosen, unit),))
+
+
+def _graph(model: Any, convention: Convention | None = None) -> Graph:
+    return Graph(backend_of(model).architecture, convention)
 
 
 def _sites(group: Group, spans: Iterable[str]) -> Sites:
