@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tlprune.models.huggingface import from_directory
+from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
 from tlprune.models.transformer_lens import hooked_transformer, quiet_construction
 
@@ -40,12 +40,12 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
     if name == "testbed":
-        return from_directory(TESTBED, device=device, dtype=dtype)
+        return from_huggingface(TESTBED, device=device, dtype=dtype)
     if name == "planted" or name.startswith("planted-"):
         model = planted(name.partition("-")[2] or "induction").model
         return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
     if Path(name).is_dir():
-        return from_directory(name, device=device, dtype=dtype)
+        return from_huggingface(name, device=device, dtype=dtype)
     return _by_name(name, device, dtype)
 
 
