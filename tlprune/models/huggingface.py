@@ -108,6 +108,5 @@ def _architecture(path: Path) -> str:
 
 
 def _check_model(model: Any) -> None:
-    config = getattr(model, "config", None)
-    settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    refuse_architecture(type(model).__name__, settings, CONVERTERS)
+    describe = getattr(getattr(model, "config", None), "to_dict", dict)
+    refuse_architecture(type(model).__name__, describe(), CONVERTERS)

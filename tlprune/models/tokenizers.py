@@ -6,16 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tlprune.models.sentencepiece import sentencepiece_tokenizer
+
 WHOLE = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def tokenizer_in(directory: Path) -> Any | None:
-    """The tokenizer that a directory holds, or ``None``."""
-    if any((directory / name).exists() for name in WHOLE):
-        from transformers import AutoTokenizer
+    """The tokenizer that a directory holds, a lone sentencepiece file included; ``None`` if there is none."""
+    from transformers import AutoTokenizer
 
+    if any((directory / name).exists() for name in WHOLE):
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    return None
+    files = sorted(directory.glob("*.model"))
+    return sentencepiece_tokenizer(files[0]) if len(files) == 1 else None
 
 
 def set_tokenizer(model: Any, tokenizer: Any) -> None:

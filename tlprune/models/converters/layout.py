@@ -106,7 +106,7 @@ def read_weights(weights: Sequence[Weight], hf_model: Any, sizes: Sizes, dtype: 
 
 def _strange(hf_model: Any, what: str) -> str:
     return (
-        f"A stock {type(hf_model).__name__} was expected, but this one {what}: an adapter, or a class that was changed? "
+        f"A stock {type(hf_model).__name__} was expected, but this one {what}: an adapter, or a changed class? "
         "Merge adapters into the weights first, and save the model with save_pretrained()."
     )
 
