@@ -3,6 +3,10 @@
 ``x' = x~ + m (x - x~)`` for an activation ``x`` of this run and what replaces it, ``x~``. A head's mask is the product
 of its own, its layer's and its node's, where several are in play. Beside edge masks the edited value is what edges
 carry, so an edge counts as ``m_edge * m_node``.
+
+Heads are masked in front of the output projection. So a norm behind attention (Gemma 2) divides by the scale of what is
+left of the heads, and their means are means of ``z``. Edges carry ``z`` over that scale, and are replaced by ``z`` over
+the scale of the replacing run: for such heads, and for them alone, masks of nodes and edges do not multiply.
 """
 
 from __future__ import annotations
