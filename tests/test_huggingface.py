@@ -104,11 +104,14 @@ def test_an_object_keeps_its_precision_unless_told_otherwise() -> None:
     assert {p.dtype for p in tp.from_huggingface(model, dtype=torch.float64).parameters()} == {torch.float64}
 
 
-def test_a_converted_model_takes_masks() -> None:
-    model = tp.from_huggingface(kept_model("qwen3"), device="cpu")
-    circuit = tp.connected_random(tp.Graph.of(model), tp.Graph.of(model).n_edges)
-    logits = tp.Masked(model, circuit)(PROMPTS, PROMPTS.flip(1))
-    torch.testing.assert_close(logits, model(PROMPTS), atol=1e-9, rtol=0)
+@pytest.mark.parametrize("kv", ["shared", "per_query_head"])
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "mistral-sliding", "qwen2", "qwen3", "gemma", "gemma2"])
+def test_edges_of_a_converted_model_are_all_of_it(name: str, kv: Any) -> None:
+    model = tp.from_huggingface(kept_model(name), device="cpu")
+    sites = tp.edges(model, kv=kv)
+    masked, ones = tp.Masked(model, tp.Masks(sites)), torch.ones(len(sites), dtype=torch.float64)
+    assert error(masked(PROMPTS, PROMPTS.flip(1), mask=ones), model(PROMPTS)) < 1e-9
+    assert error(masked(PROMPTS, PROMPTS.flip(1), mask=0 * ones), model(PROMPTS.flip(1))) < 1e-9
 
 
 # ---- tokenizers

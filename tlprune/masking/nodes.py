@@ -33,12 +33,17 @@ def node_edits(sites: Sites, values: Mapping[str, MaskValues], replaced: Activat
         replaced: what ablated activations become, or are changed by.
         shape: of the model.
     """
-    masks = _Masks(sites, values, shape)
-    edits: dict[Point, Callable[[Tensor], Tensor]] = {}
-    for point, mask, other in _points(masks, replaced, shape):
+    points = masked_points(sites, values, replaced, shape)
+    return {point: _mix(mask, other, relative=replaced.relative) for point, mask, other in points}
+
+
+def masked_points(
+    sites: Sites, values: Mapping[str, MaskValues], replaced: Activations, shape: Architecture
+) -> Iterator[tuple[Point, Tensor, Callable[[], Tensor]]]:
+    """Each point that is masked, its mask, and what stands for its activation when it is ablated."""
+    for point, mask, other in _points(_Masks(sites, values, shape), replaced, shape):
         if mask is not None:
-            edits[point] = _mix(mask, other, relative=replaced.relative)
-    return edits
+            yield point, mask, other
 
 
 def _points(

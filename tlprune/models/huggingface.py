@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,9 +74,17 @@ def _convert(hf_model: Any, *, device: Any, dtype: torch.dtype, tokenizer: Any |
     converter.check(hf_model.config)
     model = converter.convert(hf_model, device=device, dtype=dtype)
     model.cfg.model_name = name or Path(hf_model.config.name_or_path).name or type(hf_model).__name__
+    model.huggingface_config = remembered_config(hf_model)
     if tokenizer is not None:
         set_tokenizer(model, tokenizer)
     return model.eval()
+
+
+def remembered_config(hf_model: Any) -> Any:
+    """A copy of the configuration that names the class too, for the way back."""
+    config = copy.deepcopy(hf_model.config)
+    config.architectures = [type(hf_model).__name__]
+    return config
 
 
 @contextmanager

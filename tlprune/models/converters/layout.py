@@ -104,6 +104,15 @@ def read_weights(weights: Sequence[Weight], hf_model: Any, sizes: Sizes, dtype: 
     return found
 
 
+def _check_there(parameters: Mapping[str, Tensor], weight: Weight) -> None:
+    lacking = [name for name in weight.ours if name not in parameters]
+    if lacking:
+        raise ValueError(
+            f"The model has no {lacking[0]}, of which {weight.theirs} is made: was its norm folded into other weights? "
+            "Load it again with tp.from_huggingface(...), which folds nothing."
+        )
+
+
 def _strange(hf_model: Any, what: str) -> str:
     return (
         f"A stock {type(hf_model).__name__} was expected, but this one {what}: an adapter, or a changed class? "
@@ -122,6 +131,7 @@ def write_weights(weights: Sequence[Weight], hf_model: Any, parameters: Mapping[
     homeless = dict(parameters)
     for weight in spread(weights, sizes["layers"]):
         if weight.theirs in theirs:
+            _check_there(parameters, weight)
             theirs[weight.theirs].copy_(weight.write(parameters, sizes))
             homeless = {name: value for name, value in homeless.items() if name not in weight.ours}
     lost = [name for name, value in homeless.items() if bool(value.any())]
