@@ -55,6 +55,14 @@ def test_an_object_is_returned_as_it_is() -> None:
     assert tp.load(model) is model
 
 
+def test_a_hugging_face_object_is_converted() -> None:
+    config = transformers.GPT2Config(vocab_size=30, n_embd=24, n_layer=1, n_head=3, n_positions=16)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.arange(9)[None]
+    ours = tp.load(theirs, dtype=torch.float64, device="cpu")
+    torch.testing.assert_close(ours(ids), theirs(ids).logits.double(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["testbed", "planted", "planted-or"])
 def test_models_of_the_package(name: str) -> None:
     assert tp.load(name, dtype=torch.float64).embed.W_E.dtype == torch.float64

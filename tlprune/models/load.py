@@ -19,21 +19,22 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
-            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory with a GPT-2 or Llama in
-            Hugging Face format; a name that TransformerLens knows (downloaded, no weight folded); or a model object,
-            which is returned as it is.
+            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory in Hugging Face format
+            or a transformers model (see :func:`~tlprune.from_huggingface`); a name that TransformerLens knows
+            (downloaded, no weight folded); or a TransformerLens model, which is returned as it is.
         device: where to put it; by default a GPU if there is one.
         dtype: of its weights.
 
     Raises:
-        ValueError: no such name or directory, or this TransformerLens has no HookedTransformer.
+        ValueError: no such name or directory, an architecture without a converter, or this TransformerLens has no HookedTransformer.
 
     Example:
         >>> load("testbed").cfg.n_layers
         4
     """
     if not isinstance(model, (str, Path)):
-        return model
+        given = {base.__name__ for base in type(model).__mro__}
+        return from_huggingface(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
     hooked_transformer()
     return _load(str(model), device, dtype)
 
