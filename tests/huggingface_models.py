@@ -26,6 +26,11 @@ LLAMA3 = {
 }  # fmt: skip
 SLIDING = {"sliding_window": 3}
 GEMMA2 = LLAMA | SLIDING | {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+GEMMA3 = LLAMA | SLIDING | {"query_pre_attn_scalar": 7, "layer_types": ["sliding_attention", "full_attention"]}
+SCALED_BY_KIND = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
+}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
@@ -51,8 +56,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2",
         GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False},
     ),
+    "gemma3": ("Gemma3", GEMMA3),
+    "gemma3-scaled": ("Gemma3", GEMMA3 | {"rope_parameters": SCALED_BY_KIND, "final_logit_softcapping": 4.0}),
 }
 CLASSES = {"GPT2": "GPT2LMHeadModel"}
+CONFIGURATIONS = {"Gemma3": "Gemma3TextConfig"}
 
 
 @cache
@@ -64,7 +72,7 @@ def kept_model(name: str, dtype: torch.dtype = torch.float64) -> Any:
 def fresh_model(name: str, dtype: torch.dtype = torch.float64) -> Any:
     """A new random model; every parameter is random, biases and the gains of norms too."""
     family, settings = MODELS[name]
-    config = getattr(transformers, f"{family}Config")(**settings)
+    config = getattr(transformers, CONFIGURATIONS.get(family, f"{family}Config"))(**settings)
     model = getattr(transformers, CLASSES.get(family, f"{family}ForCausalLM"))(config).to(dtype)
     randomise(model, seed=sum(map(ord, name)))
     return model.eval()

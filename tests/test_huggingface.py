@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 import transformers
 from hooked import NEEDS_HOOKED_TRANSFORMER
-from huggingface_models import GEMMA2, LLAMA, MODELS, QWEN2, VOCABULARY, fresh_model, kept_model
+from huggingface_models import CONFIGURATIONS, GEMMA2, LLAMA, MODELS, QWEN2, VOCABULARY, fresh_model, kept_model
 from styles import error
 from torch import Tensor
 
@@ -30,7 +30,7 @@ PADDING = {
 # Hugging Face computes RMS norms and rotary angles in float32, in a float64 model too.
 TOLERANCE = {"gpt2": 1e-12, "neox": 1e-6}
 # In float64 its padded Gemma 2 is not a number: its masks are the lowest float64, and its softmax is in float32.
-PRECISION = {"gemma2": torch.float32}
+PRECISION = {"gemma2": torch.float32, "gemma3": torch.float32}
 
 
 def theirs(model: Any, mask: Tensor) -> Tensor:
@@ -51,12 +51,14 @@ def test_every_architecture_keeps_its_logits(name: str, padding: str) -> None:
     assert expected.std() > 0.5
 
 
-@pytest.mark.parametrize("name", ["mistral-sliding", "qwen2-sliding", "gemma2", "llama-3", "llama-linear"])
+@pytest.mark.parametrize(
+    "name", ["mistral-sliding", "qwen2-sliding", "gemma2", "gemma3-scaled", "llama-3", "llama-linear"]
+)
 def test_the_tests_see_windows_and_rotary_scaling(name: str) -> None:
     """Without these settings the logits would be others, so the comparison above is one of them."""
     family, settings = MODELS[name]
     plain = {**settings, "sliding_window": None, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}
-    if family == "Gemma2":
+    if family.startswith("Gemma"):
         plain |= {"sliding_window": 99, "rope_parameters": None}
     model = type(kept_model(name))(type(kept_model(name).config)(**plain)).double().eval()
     model.load_state_dict(kept_model(name).state_dict())
@@ -105,7 +107,9 @@ def test_an_object_keeps_its_precision_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("kv", ["shared", "per_query_head"])
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "mistral-sliding", "qwen2", "qwen3", "gemma", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "neox", "llama", "mistral-sliding", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
+)
 def test_edges_of_a_converted_model_are_all_of_it(name: str, kv: Any) -> None:
     model = tp.from_huggingface(kept_model(name), device="cpu")
     sites = tp.edges(model, kv=kv)
@@ -162,6 +166,12 @@ def test_a_given_tokenizer_is_copied_and_the_hub_not_asked(data_dir: Path, monke
 # ---- what is refused
 
 
+WRONGLY_SCALED = {
+    "sliding_attention": {"rope_type": "linear", "rope_theta": 30.0, "factor": 3.0},
+    "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
@@ -174,12 +184,13 @@ def test_a_given_tokenizer_is_copied_and_the_hub_not_asked(data_dir: Path, monke
             "scaled rotary positions in windows",
         ),
         ("Gemma2", {"use_bidirectional_attention": True}, "bidirectional attention"),
+        ("Gemma3", {"rope_parameters": WRONGLY_SCALED}, "scaled rotary positions in windows"),
     ],
 )
 def test_settings_that_would_be_got_wrong_are_refused(
     family: str, changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    config = getattr(transformers, f"{family}Config")(**LLAMA | changes)
+    config = getattr(transformers, CONFIGURATIONS.get(family, f"{family}Config"))(**LLAMA | changes)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with pytest.raises(ValueError, match=reason):
         tp.from_huggingface(model)

@@ -26,7 +26,8 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
         dtype: of its weights.
 
     Raises:
-        ValueError: no such name or directory, an architecture without a converter, or this TransformerLens has no HookedTransformer.
+        ValueError: no such name or directory, an architecture without a converter, or this TransformerLens has no
+            HookedTransformer.
 
     Example:
         >>> load("testbed").cfg.n_layers

@@ -68,4 +68,5 @@ DECODERS = {
     "Qwen3ForCausalLM": Decoder(llama_settings, llama_weights),
     "GemmaForCausalLM": Decoder(gemma_settings, gemma_weights),
     "Gemma2ForCausalLM": Decoder(gemma_settings, gemma_weights),
+    "Gemma3ForCausalLM": Decoder(gemma_settings, gemma_weights),
 }

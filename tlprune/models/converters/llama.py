@@ -1,4 +1,4 @@
-"""Llama and its relatives (Mistral, Qwen 2 and 3, Gemma 1 and 2): RMSNorm, rotary positions, gated MLPs."""
+"""Llama and its relatives (Mistral, Qwen 2 and 3, Gemma 1 to 3): RMSNorm, rotary positions, gated MLPs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ def gemma_settings(config: Any) -> dict[str, Any]:
     refuse(_name(config), {"bidirectional attention": getattr(config, "use_bidirectional_attention", False)})
     # transformers before 5 kept Gemma 1's activation under both names, and used this one.
     function = getattr(config, "hidden_activation", None) or config.hidden_act
-    return {**_settings(config, function), **(_gemma2_settings(config) if config.model_type == "gemma2" else {})}
+    return {**_settings(config, function), **({} if config.model_type == "gemma" else _post_norm_settings(config))}
 
 
-def _gemma2_settings(config: Any) -> dict[str, Any]:
+def _post_norm_settings(config: Any) -> dict[str, Any]:
+    """What Gemma 2 and 3 have: Gemma 2 caps attention scores, Gemma 3 normalises q and k instead."""
+    second = config.model_type == "gemma2"
     return {
         "use_normalization_before_and_after": True,
+        "use_qk_norm": not second,
         "attn_scale": config.query_pre_attn_scalar**0.5,
-        "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
+        "attn_scores_soft_cap": (second and config.attn_logit_softcapping) or -1.0,
         "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
     }
 
@@ -42,6 +45,7 @@ def gemma_weights(config: Any) -> list[Weight]:
         *_weights(second_norm="pre_feedforward_layernorm", offset=1.0, embedding_scale=scale),
         Weight(f"{block}post_attention_layernorm.weight", ("blocks.{}.ln1_post.w",), offset=1.0),
         Weight(f"{block}post_feedforward_layernorm.weight", ("blocks.{}.ln2_post.w",), offset=1.0),
+        *([] if config.model_type == "gemma2" else _qk_norms(offset=1.0)),
     ]
 
 
@@ -68,21 +72,15 @@ def _weights(*, second_norm: str, offset: float = 0.0, embedding_scale: float = 
     return weights
 
 
-def _qk_norms() -> list[Weight]:
-    return [Weight(f"model.layers.{{}}.self_attn.{p}_norm.weight", (f"blocks.{{}}.attn.{p}_norm.w",)) for p in "qk"]
+def _qk_norms(*, offset: float = 0.0) -> list[Weight]:
+    theirs, ours = "model.layers.{{}}.self_attn.{}_norm.weight", "blocks.{{}}.attn.{}_norm.w"
+    return [Weight(theirs.format(part), (ours.format(part),), offset=offset) for part in "qk"]
 
 
 def _settings(config: Any, activation_function: str) -> dict[str, Any]:
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    windows, rotary = window_settings(config), rotary_settings(_name(config), config, d_head)
-    refuse(
-        _name(config),
-        {
-            "MLP biases": getattr(config, "mlp_bias", False),
-            "scaled rotary positions in windows": windows and "rotary_scaling_factor" in rotary,
-        },
-    )
+    refuse(_name(config), {"MLP biases": getattr(config, "mlp_bias", False)})
     return {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
@@ -97,8 +95,8 @@ def _settings(config: Any, activation_function: str) -> dict[str, Any]:
         "normalization_type": "RMS",
         "final_rms": True,
         "gated_mlp": True,
-        **rotary,
-        **windows,
+        **rotary_settings(_name(config), config, d_head),
+        **window_settings(config),
     }
 
 

@@ -29,12 +29,29 @@ def activation(name: str) -> str:
 
 
 def rotary_settings(architecture: str, config: Any, d_head: int) -> dict[str, Any]:
-    """Settings for rotary positions.
+    """Settings for rotary positions, which may differ between layers with and without windows (Gemma 3).
 
     Raises:
-        ValueError: they are scaled in a way other than Llama 3's or a constant factor.
+        ValueError: they are scaled in a way other than Llama 3's or a constant factor, or where TransformerLens does
+            not scale.
     """
     rope = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in rope:
+        everywhere = _rotary(architecture, rope["full_attention"], config, d_head)
+        within = _rotary(architecture, rope["sliding_attention"], config, d_head)
+        scaled = rope["sliding_attention"].get("rope_type", "default") != "default"
+        _refuse_scaled_windows(architecture, scaled or "use_NTK_by_parts_rope" in everywhere)
+        return {**everywhere, "rotary_base_local": within["rotary_base"]}
+    settings = _rotary(architecture, rope, config, d_head)
+    _refuse_scaled_windows(architecture, "rotary_scaling_factor" in settings and bool(window_settings(config)))
+    return settings
+
+
+def _refuse_scaled_windows(architecture: str, found: bool) -> None:
+    refuse(architecture, {"scaled rotary positions in windows": found})
+
+
+def _rotary(architecture: str, rope: Mapping[str, Any], config: Any, d_head: int) -> dict[str, Any]:
     return {
         "positional_embedding_type": "rotary",
         "rotary_adjacent_pairs": False,
