@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tlprune.gates import Gate, HardConcrete, Heaviside, Sigmoid, StraightThrough
+from tlprune.pieces import PIECE, expected_count
 from tlprune.schedules import exponential
 
 GATES = [HardConcrete(), HardConcrete(temperature=0.3), HardConcrete(low=-0.3, high=1.5, temperature=1.0)]
@@ -165,3 +166,25 @@ def test_a_temperature_of_nothing_is_refused(gate: type) -> None:
         gate(temperature=0.0)
     with pytest.raises(ValueError, match="temperature above 0"):
         Sigmoid(temperature=lambda step: 1.0 - step).at(1)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("shape", [(7,), (PIECE + 5,), (3, 11)])
+def test_a_hard_concrete_draw_is_its_formula_in_value_and_gradient(gate: HardConcrete, shape: tuple[int, ...]) -> None:
+    location = (2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).movedim(0, -1).requires_grad_()
+    draws = gate.sample(location, torch.Generator().manual_seed(1))
+    noise = torch.rand(location.shape, generator=torch.Generator().manual_seed(1))
+    noise = noise * (1 - 2 * gate.epsilon) + gate.epsilon
+    smooth = torch.sigmoid((noise.logit() + location) / gate.temperature)
+    expected = torch.clamp(gate.low + (gate.high - gate.low) * smooth, 0, 1)
+    weight = torch.randn(1, generator=torch.Generator().manual_seed(2)).expand(location.shape)
+    gradients = [torch.autograd.grad(values, location, weight)[0] for values in (draws, expected)]
+    assert torch.allclose(draws, expected, atol=1e-6) and torch.allclose(*gradients, atol=1e-6)
+
+
+def test_an_expected_count_is_the_sum_over_all_sites() -> None:
+    location = torch.randn(PIECE + 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    count = expected_count(HardConcrete().expected_kept, location)
+    expected = HardConcrete().expected_kept(location).sum()
+    assert torch.allclose(count, expected)
+    assert torch.allclose(torch.autograd.grad(count, location)[0], torch.autograd.grad(expected, location)[0])

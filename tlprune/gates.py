@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tlprune.pieces import HardConcreteDraw
 from tlprune.schedules import Schedule
 
 Sites = Float[Tensor, "*sites"]
@@ -91,9 +92,7 @@ class HardConcrete:
     ) -> Float[Tensor, "*sites"]:
         """Draw one mask value per site; differentiable in ``log_alpha`` where the clip is not active."""
         noise = torch.rand(log_alpha.shape, generator=generator, dtype=log_alpha.dtype).to(log_alpha.device)
-        noise = noise * (1 - 2 * self.epsilon) + self.epsilon
-        smooth = torch.sigmoid((torch.logit(noise) + log_alpha) / self.temperature)
-        return torch.clamp(self.low + (self.high - self.low) * smooth, 0, 1)
+        return HardConcreteDraw.apply(log_alpha, noise, self)
 
     def expected_kept(self, log_alpha: Float[Tensor, "*sites"]) -> Float[Tensor, "*sites"]:
         """Probability that a site's mask value is not 0, in closed form."""

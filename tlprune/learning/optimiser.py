@@ -49,4 +49,5 @@ class Optimiser:
             {"params": list(multipliers), "lr": self.multiplier_rate, "maximize": True},
             {"params": list(learned), "lr": self.ablation_rate, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=self.weight_decay)
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)

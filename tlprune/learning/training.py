@@ -17,6 +17,7 @@ from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.records import Pressure, Step, Term
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.pieces import expected_count
 from tlprune.task import Batch, Discovery
 
 
@@ -123,11 +124,12 @@ class Training:
         return 1 - self._expected(imposed.part) / len(sample[imposed.part])
 
     def _expected(self, part: slice) -> Tensor:
-        return self.masks.gate.expected_kept(self.masks.log_alpha[part]).sum()
+        return expected_count(self.masks.gate.expected_kept, self.masks.log_alpha[part])
 
     def _refuse_not_finite(self, values: list[float], number: int) -> None:
         gradient, value = self.masks.log_alpha.grad, sum(values)
-        if not (math.isfinite(value) and gradient is not None and bool(gradient.isfinite().all())):
+        extremes = [value] if gradient is None else [value, *map(float, gradient.aminmax())]
+        if gradient is None or not all(map(math.isfinite, extremes)):
             raise FloatingPointError(
                 f"Training needs finite numbers but step {number + 1} gave a loss of {value} or a gradient that is not "
                 "finite. The masks are as after the last good step; lower the rate, or look for infinities in the "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tlprune.circuit import Circuit
 from tlprune.gates import Gate, HardConcrete
 from tlprune.graph import Graph
+from tlprune.pieces import expected_count
 from tlprune.scores import Scores
 from tlprune.sites import Sites
 
@@ -51,7 +52,7 @@ class Masks(nn.Module):
     @property
     def expected_kept(self) -> Float[Tensor, ""]:
         """Expected number of sites whose mask value is not 0."""
-        return self.gate.expected_kept(self.log_alpha).sum()
+        return expected_count(self.gate.expected_kept, self.log_alpha)
 
     @property
     def density(self) -> float:
@@ -99,7 +100,9 @@ class Masks(nn.Module):
             return scores.top(kept_at(sparsity, len(scores.sites)))
         if count is not None:
             return scores.top(count)
-        return scores.top(round(float(self.gate.expected_kept(self.log_alpha[self.sites.part(kind)].detach()).sum())))
+        return scores.top(
+            round(float(expected_count(self.gate.expected_kept, self.log_alpha[self.sites.part(kind)].detach())))
+        )
 
 
 def kept_at(sparsity: float, total: int) -> int:
