@@ -118,6 +118,13 @@ def test_edges_of_a_converted_model_are_all_of_it(name: str, kv: Any) -> None:
     assert error(masked(PROMPTS, PROMPTS.flip(1), mask=0 * ones), model(PROMPTS.flip(1))) < 1e-9
 
 
+def test_strings_begin_as_the_models_prompts_did() -> None:
+    begins = {
+        name: tp.from_huggingface(kept_model(name)).cfg.default_prepend_bos for name in ("llama", "qwen2", "qwen3")
+    }
+    assert begins == {"llama": True, "qwen2": False, "qwen3": False}
+
+
 # ---- tokenizers
 
 

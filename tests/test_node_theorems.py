@@ -237,6 +237,23 @@ def test_weights_beside_edges_are_edges_of_a_model_with_masked_weights(style: st
     check_gradient(masked, mask.detach() if ablation != "zero" else random_values(sites))
 
 
+@pytest.mark.parametrize("ablation", ["resample", "mean"])
+def test_masked_gains_of_a_norm_behind_attention_leave_what_replaces(ablation: str) -> None:
+    """The gain is part of what a head's edge carries; what replaces it went through the whole gain."""
+    masked = masked_of("gemma2", lambda model: weights(model, "blocks.*.ln*_post.w") + edges(model), ablation)
+    sites, changed, mask = masked.sites, fresh("gemma2"), random_values(masked.sites)
+    parts = sites.group("weights").split(mask[sites.part("weights")])  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(parts) == [f"blocks.{layer}.ln{norm}_post.w" for layer in (0, 1) for norm in (1, 2)]
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            parameter.mul_(parts.get(name, torch.ones(())))
+    replaced = masked.ablation.replaced(backend_of_style("gemma2"), CLEAN, CORRUPT)
+    outputs = [block.attn.W_O * block.ln1_post.w for block in masked.model.blocks]
+    expected = plain_run(changed, masked.graph, CLEAN, mask[sites.part("edges")], replaced, outputs=outputs)
+    assert error(run(masked, mask), expected) <= 1e-9
+    check_gradient(masked, mask.detach())
+
+
 @each_ablation
 @of_activations
 def test_gradients_are_finite_differences(style: str, kind: str, ablation: str) -> None:

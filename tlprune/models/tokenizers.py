@@ -22,14 +22,18 @@ def tokenizer_in(directory: Path) -> Any | None:
 
 
 def set_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Give a HookedTransformer a copy of a tokenizer, padding on the right.
+    """Give a model a copy of a tokenizer, padding on the right.
 
-    TransformerLens reads a tokenizer again from where it came from, to have the first token prepended; from a copy on
-    the disk it does so without the hub.
+    A HookedTransformer reads a tokenizer again from where it came from, to have the first token prepended; from a copy
+    on the disk it does so without the hub.
     """
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
         copy = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model.set_tokenizer(copy, default_padding_side="right")
+        copy.padding_side = "right"
+        if hasattr(model, "set_tokenizer"):
+            model.set_tokenizer(copy, default_padding_side="right")
+        else:
+            model.tokenizer = copy

@@ -9,7 +9,10 @@ from tlprune.models.converters.rotary import activation, refuse, rotary_settings
 
 
 def llama_settings(config: Any) -> dict[str, Any]:
-    return {**_settings(config, config.hidden_act), "use_qk_norm": config.model_type == "qwen3"}
+    settings = {"use_qk_norm": config.model_type == "qwen3"}
+    if config.model_type.startswith("qwen"):
+        settings["default_prepend_bos"] = False  # Qwen was trained without such a token, and has none
+    return {**_settings(config, config.hidden_act), **settings}
 
 
 def llama_weights(config: Any) -> list[Weight]:
