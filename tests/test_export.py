@@ -178,6 +178,10 @@ def test_a_configuration_can_be_given(tmp_path: Path) -> None:
         tp.to_huggingface(model)
     fresh_model("qwen3").save_pretrained(tmp_path)
     assert error(logits(tp.to_huggingface(model, config=tmp_path)), logits(kept_model("qwen3"))) < 1e-12
+    unnamed = transformers.AutoConfig.from_pretrained(tmp_path)
+    unnamed.architectures = None
+    assert type(tp.to_huggingface(model, config=unnamed)) is type(kept_model("qwen3"))
+    assert unnamed.architectures is None
     with pytest.raises(ValueError, match=r"configuration is of MambaForCausalLM.*GPT2LMHeadModel"):
         tp.to_huggingface(model, config=transformers.MambaConfig(architectures=["MambaForCausalLM"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,17 @@ def test_quantised_checkpoints_are_refused_before_weights_are_read(method: str, 
     config.quantization_config = {"quant_method": method, "load_in_4bit": True}
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"LlamaForCausalLM with quantised weights \({method}\).*Supported are"):
+        tp.load(tmp_path)
+
+
+def test_a_configuration_that_names_no_class_is_of_its_kind(tmp_path: Path) -> None:
+    fresh_model("gpt2", torch.float32).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert tp.load(tmp_path).cfg.original_architecture == "GPT2LMHeadModel"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"A checkpoint of no named class cannot be converted"):
         tp.load(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Models from directories say what Hugging Face says; what cannot be loaded is refused in one sentence."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,16 @@ REAL = [
 
 
 @pytest.mark.parametrize(("name", "architecture"), REAL)
-def test_real_checkpoints_keep_their_logits(data_dir: Path, name: str, architecture: str) -> None:
+def test_real_checkpoints_keep_their_logits(
+    data_dir: Path, name: str, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", _no_network)
     ours, theirs = both_logits(data_dir / "models" / name, architecture)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def _no_network(*_: object) -> None:
+    raise AssertionError("the network was asked")
 
 
 def test_real_checkpoint_takes_edge_masks(data_dir: Path) -> None:

@@ -23,7 +23,7 @@ def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
 
     Ablated heads' rows of the output projection, ablated MLPs' and neurons' output weights and masked weights are 0
     (a smaller model is another thing); means go into biases where the architecture has them. ``save_pretrained`` then
-    writes a checkpoint that transformers reads without this library.
+    writes a checkpoint that transformers reads without this library; ``model.tokenizer.save_pretrained`` goes beside.
 
     Args:
         model: a :class:`~tlprune.Masked` whose hard circuit is built in, over heads, MLPs, layers, nodes, neurons or
@@ -67,13 +67,14 @@ def _configuration(model: Any, config: Any | None) -> Any:
             "Exporting needs the Hugging Face configuration, but this model does not know its own. Load it with "
             "tp.from_huggingface(...), or give config=, a configuration or a directory that holds one."
         )
-    known = [name for name in config.architectures or () if name in CONVERTERS]
-    if not known:
+    config = copy.deepcopy(config)
+    config.architectures = config.architectures or [str(getattr(model.cfg, "original_architecture", None))]
+    if config.architectures[0] not in CONVERTERS:
         raise ValueError(
-            f"The configuration is of {', '.join(config.architectures or ['no class'])}, but what can be exported is "
+            f"The configuration is of {config.architectures[0]}, but what can be exported is "
             f"{', '.join(sorted(CONVERTERS))}. Give a configuration whose architectures name one of these."
         )
-    return copy.deepcopy(config)
+    return config
 
 
 def _built(config: Any, parameters: Mapping[str, Tensor]) -> Any:

@@ -111,9 +111,15 @@ def _architecture(path: Path) -> str:
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    architecture = (config.get("architectures") or ["none"])[0]
+    architecture = (config.get("architectures") or [_usual_class(config.get("model_type"))])[0]
     refuse_architecture(architecture, config, CONVERTERS)
     return architecture
+
+
+def _usual_class(model_type: str | None) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "A checkpoint of no named class")
 
 
 def _check_model(model: Any) -> None:
