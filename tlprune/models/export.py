@@ -67,8 +67,12 @@ def _configuration(model: Any, config: Any | None) -> Any:
             "Exporting needs the Hugging Face configuration, but this model does not know its own. Load it with "
             "tp.from_huggingface(...), or give config=, a configuration or a directory that holds one."
         )
-    config = copy.deepcopy(config)
-    config.architectures = config.architectures or [str(getattr(model.cfg, "original_architecture", None))]
+    return _with_class(copy.deepcopy(config), getattr(model.cfg, "original_architecture", None))
+
+
+def _with_class(config: Any, usual: str | None) -> Any:
+    """The configuration, which names a class that can be written."""
+    config.architectures = config.architectures or [str(usual)]
     if config.architectures[0] not in CONVERTERS:
         raise ValueError(
             f"The configuration is of {config.architectures[0]}, but what can be exported is "
