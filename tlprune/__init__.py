@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
+    from tlprune.models.export import to_huggingface as to_huggingface
+    from tlprune.models.huggingface import from_huggingface as from_huggingface
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
@@ -109,6 +111,8 @@ _HOMES = {
     "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
+    "to_huggingface": "models.export",
+    "from_huggingface": "models.huggingface",
     "load": "models.load",
     "planted": "models.planted",
     "connected_random": "random_circuits",

@@ -39,13 +39,19 @@ class HookedTransformerBackend:
     Args:
         model: the model; nothing of it is changed afterwards.
 
+    Where a norm behind attention divides by ``s`` (Gemma 2), ``sum_h z_h W_O / s * g`` is a sum over heads still, so
+    that each head sends ``(z_h / s) (W_O g)``, with the scale of the run that it is in.
+
     Raises:
-        ValueError: its blocks do not simply add to one stream (mixture of experts, post-norms, 4-bit, shortformer).
+        ValueError: its blocks do not simply add to one stream (mixture of experts, 4-bit, shortformer, norms behind
+            attention and MLP alone, or behind attention and its output bias).
     """
 
     def __init__(self, model: Any) -> None:
         refuse_unsupported(model.cfg)
         self.model = model
+        self._post_norms = bool(getattr(model.cfg, "use_normalization_before_and_after", False)) and _has_norms(model)
+        self._refuse_normed_biases()
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
         self.predicts: Literal["tokens", "prompts"] = "tokens"
@@ -71,19 +77,23 @@ class HookedTransformerBackend:
         with self._hooks([(name, _store(seen, name), False) for name in names]):
             self._forward(tokens, stop_at_layer=self.architecture.n_layers)
         layers = range(self.architecture.n_layers)
+        z = tuple(seen[f"blocks.{layer}.attn.hook_z"] for layer in layers)
+        scales = [seen[name] for name in self._post_scales(wanted)]
         return Activations(
             embeddings=tuple(seen[name] for name in self._embedding_points()),
-            heads=tuple(seen[f"blocks.{layer}.attn.hook_z"] for layer in layers),
+            heads=z,
             mlps=tuple(seen[f"blocks.{layer}.hook_mlp_out"] for layer in layers if self.architecture.has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.hook_post"] for layer in wanted.neurons},
+            sent=tuple(map(_scaled, z, scales)) if scales else (),
         )
 
     @torch.no_grad()
     def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
-        if NORMS[self.model.cfg.normalization_type] == "none":
+        if not _has_norms(self.model):
             return {}
-        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
+        kinds = ["attention_norm", *["mlp_norm"] * self.architecture.has_mlp]
+        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
         points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
         seen: dict[str, Tensor] = {}
         names = [self._point(point) for point in points]
@@ -117,6 +127,7 @@ class HookedTransformerBackend:
             return {"input": "blocks.0.hook_resid_pre", "embed": "hook_embed", "pos_embed": "hook_pos_embed"}[kind]
         names = {"heads": "attn.hook_z", "mlp": "hook_mlp_out", "neurons": "mlp.hook_post"}
         names |= {"attention_norm": "ln1.hook_scale", "mlp_norm": "ln2.hook_scale"}
+        names |= {"attention_post_norm": "ln1_post.hook_scale", "mlp_post_norm": "ln2_post.hook_scale"}
         return f"blocks.{layer}.{names[kind]}"
 
     def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
@@ -143,8 +154,13 @@ class HookedTransformerBackend:
         layers = range(self.architecture.n_layers)
         outputs = ["attn.hook_z", "hook_mlp_out"] if self.architecture.has_mlp else ["attn.hook_z"]
         points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
-        points += [f"blocks.{layer}.mlp.hook_post" for layer in wanted.neurons]
+        points += [f"blocks.{layer}.mlp.hook_post" for layer in wanted.neurons] + self._post_scales(wanted)
         return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
+
+    def _post_scales(self, wanted: Wanted) -> list[str]:
+        """Where the norms behind attention say what they divide by, if there are any and edges need to know."""
+        layers = range(self.architecture.n_layers if self._post_norms and wanted.streams else 0)
+        return [self._point(("attention_post_norm", layer)) for layer in layers]
 
     # ---- steered runs
 
@@ -164,7 +180,7 @@ class HookedTransformerBackend:
         met: set[Point] = set()
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
         hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
-        norms = [point for point in edits if point[0] in ("mlp_norm", "final_norm")]
+        norms = [point for point in edits if point[0] in ("mlp_norm", "mlp_post_norm", "final_norm")]
         hooks += [(self._point(point), _edit(edits, point, met), False) for point in norms]
         with self._hooks(hooks), self._flags(convention), self._frozen():
             yield met
@@ -189,7 +205,12 @@ class HookedTransformerBackend:
             yield f"{block}hook_resid_pre", lambda _: stub, False
             for index, part in enumerate("qkv"):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
-            yield f"{block}attn.hook_z", lambda z, writes=writes: _passed(writes.heads(z), z[:1, :1]), False
+            if self._post_norms:
+                yield f"{block}attn.hook_z", writes.before_norm, False
+                yield f"{block}ln1_post.hook_scale", writes.at_norm, False
+                yield f"{block}hook_attn_out", lambda _: stub, False
+            else:
+                yield f"{block}attn.hook_z", lambda z, writes=writes: _passed(writes.heads(z), z[:1, :1]), False
             if self.architecture.has_mlp:
                 yield f"{block}hook_mlp_in", lambda _, layer=layer: steering.mlp_input(layer), True
                 yield f"{block}hook_mlp_out", lambda out, writes=writes: _passed(writes.mlp(out), stub), False
@@ -205,6 +226,15 @@ class HookedTransformerBackend:
                     f"Edge masks give each reader a residual stream of its own, so {name} holds no activation, but "
                     f"a hook of yours is on it. Hook a reader or writer instead (attn.hook_q, hook_mlp_in, "
                     f"attn.hook_z, hook_mlp_out), or remove it with model.reset_hooks()."
+                )
+
+    def _refuse_normed_biases(self) -> None:
+        for layer, block in enumerate(self.model.blocks if self._post_norms else ()):
+            if bool(block.attn.b_O.any()):
+                raise ValueError(
+                    f"A norm behind attention must see heads alone, but in {self.model.cfg.model_name!r} layer {layer} "
+                    "adds an output bias before it, whose share no head carries. Supported are such norms without "
+                    "attention output biases, as in Gemma 2."
                 )
 
     # ---- weights
@@ -238,7 +268,8 @@ class HookedTransformerBackend:
         return Projection(tuple(weights), tuple(biases), kind, epsilon, gain, shift)
 
     def output_weight(self, layer: int) -> Tensor:
-        return self.model.blocks[layer].attn.W_O
+        block = self.model.blocks[layer]
+        return block.attn.W_O * block.ln1_post.w if self._post_norms else block.attn.W_O
 
     def constants(self) -> list[Tensor]:
         total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
@@ -321,10 +352,21 @@ class _Writes:
 
     def __init__(self, steering: Steering, layer: int, edits: Edits, met: set[Point]) -> None:
         self.steering, self.layer = steering, layer
-        self.edit_heads, self.edit_mlp = (_edit(edits, (kind, layer), met) for kind in ("heads", "mlp"))
+        kinds = ("heads", "mlp", "attention_post_norm")
+        self.edit_heads, self.edit_mlp, self.edit_scale = (_edit(edits, (kind, layer), met) for kind in kinds)
+        self.z = torch.empty(0)
 
     def heads(self, z: Tensor) -> None:
         self.steering.heads(self.layer, self.edit_heads(z))
+
+    def before_norm(self, z: Tensor) -> Tensor:
+        self.z = self.edit_heads(z)
+        return self.z
+
+    def at_norm(self, scale: Tensor) -> Tensor:
+        scale = self.edit_scale(scale)
+        self.steering.heads(self.layer, _scaled(self.z, scale))
+        return scale
 
     def mlp(self, output: Tensor) -> None:
         self.steering.mlp(self.layer, self.edit_mlp(output))
@@ -379,7 +421,6 @@ def refuse_unsupported(config: Any) -> None:
     """Raise a ValueError for models whose edges this backend would get wrong."""
     reasons = {
         "a mixture of experts": getattr(config, "num_experts", None),
-        "norms after attention and MLP": getattr(config, "use_normalization_before_and_after", False),
         "4-bit weights": getattr(config, "load_in_4bit", False),
         "shortformer positions": config.positional_embedding_type == "shortformer",
         "norms only after attention and MLP (OLMo 2)": _is_post_norm(config),
@@ -389,9 +430,19 @@ def refuse_unsupported(config: Any) -> None:
         if found:
             raise ValueError(
                 f"Edge masks need blocks that add to one residual stream, but {config.model_name!r} has {reason}. "
-                "Supported: LayerNorm or RMSNorm before attention and MLP, rotary or learned positions, grouped-query "
-                "attention, gated MLPs, parallel attention and MLP, attention-only models."
+                "Supported: LayerNorm or RMSNorm before attention and MLP, and behind them too (Gemma 2), rotary or "
+                "learned positions, grouped-query attention, gated MLPs, parallel attention and MLP, attention-only "
+                "models."
             )
+
+
+def _has_norms(model: Any) -> bool:
+    return NORMS[model.cfg.normalization_type] != "none"
+
+
+def _scaled(z: Tensor, scale: Tensor) -> Tensor:
+    """What heads send, where a norm divides their sum by ``scale``, ``(example, pos, 1)``."""
+    return (z / scale[..., None]).to(z.dtype)
 
 
 def _is_post_norm(config: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tlprune.models.huggingface import from_directory
+from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
 from tlprune.models.transformer_lens import hooked_transformer, quiet_construction
 
@@ -19,33 +19,35 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
-            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory with a GPT-2 or Llama in
-            Hugging Face format; a name that TransformerLens knows (downloaded, no weight folded); or a model object,
-            which is returned as it is.
+            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory in Hugging Face format
+            or a transformers model (see :func:`~tlprune.from_huggingface`); a name that TransformerLens knows
+            (downloaded, no weight folded); or a TransformerLens model, which is returned as it is.
         device: where to put it; by default a GPU if there is one.
         dtype: of its weights.
 
     Raises:
-        ValueError: no such name or directory, or this TransformerLens has no HookedTransformer.
+        ValueError: no such name or directory, an architecture without a converter, or this TransformerLens has no
+            HookedTransformer.
 
     Example:
         >>> load("testbed").cfg.n_layers
         4
     """
     if not isinstance(model, (str, Path)):
-        return model
+        given = {base.__name__ for base in type(model).__mro__}
+        return from_huggingface(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
     hooked_transformer()
     return _load(str(model), device, dtype)
 
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
     if name == "testbed":
-        return from_directory(TESTBED, device=device, dtype=dtype)
+        return from_huggingface(TESTBED, device=device, dtype=dtype)
     if name == "planted" or name.startswith("planted-"):
         model = planted(name.partition("-")[2] or "induction").model
         return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
     if Path(name).is_dir():
-        return from_directory(name, device=device, dtype=dtype)
+        return from_huggingface(name, device=device, dtype=dtype)
     return _by_name(name, device, dtype)
 
 
