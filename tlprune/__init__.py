@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
+    from tlprune.learning.objectives import SquaredError as SquaredError
     from tlprune.learning.objectives import Uniform as Uniform
     from tlprune.learning.optimiser import Optimiser as Optimiser
     from tlprune.learning.records import Step as Step
@@ -89,6 +90,7 @@ _HOMES = {
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
+    "SquaredError": "learning.objectives",
     "Uniform": "learning.objectives",
     "Optimiser": "learning.optimiser",
     "Step": "learning.records",
