@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlprune.evaluation.completeness import completeness as completeness
     from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
     from tlprune.evaluation.minimality import minimality as minimality
+    from tlprune.evaluation.subcases import subcases as subcases
     from tlprune.gates import Gate as Gate
     from tlprune.gates import HardConcrete as HardConcrete
     from tlprune.gates import Heaviside as Heaviside
@@ -76,6 +77,7 @@ _HOMES = {
     "completeness": "evaluation.completeness",
     "faithfulness_curve": "evaluation.curve",
     "minimality": "evaluation.minimality",
+    "subcases": "evaluation.subcases",
     "Gate": "gates",
     "HardConcrete": "gates",
     "Heaviside": "gates",

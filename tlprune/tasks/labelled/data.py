@@ -75,7 +75,7 @@ class Labelled:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def labelled(data: str | DataSet, part: str = "train", *, source: Any = None) -> Labelled:
+def read_labelled(data: str | DataSet, part: str = "train", *, source: Any = None) -> Labelled:
     """Examples of a data set that is known by name, or of one described by a :class:`DataSet`.
 
     Args:
@@ -83,8 +83,8 @@ def labelled(data: str | DataSet, part: str = "train", *, source: Any = None) ->
             ``"paws-qqp"``, or a description of another.
         part: ``"train"``, ``"dev"``, or another of its parts. GLUE publishes no labels of its test sets.
         source: a folder of its files, one file, a folder that ``datasets`` saved, a ``datasets.Dataset`` or another
-            sequence of mappings; by default the folder of this name in ``$TLPRUNE_DATA`` or ``$TLPRUNE_DATA/data``,
-            and where there is none the Hugging Face hub.
+            sequence of mappings, or a mapping of parts to such; by default the folder of this name in
+            ``$TLPRUNE_DATA`` or ``$TLPRUNE_DATA/data``, and where there is none the Hugging Face hub.
 
     Raises:
         ValueError: naming file and line, if a column is missing, a label unknown, a text empty, or a row has too few
@@ -92,7 +92,7 @@ def labelled(data: str | DataSet, part: str = "train", *, source: Any = None) ->
 
     Example:
         >>> rows = [{"sentence": " great fun ", "label": 1}, {"sentence": "a bore", "label": "negative"}]
-        >>> labelled("sst2", source=rows)
+        >>> read_labelled("sst2", source=rows)
         Labelled(name='sst2', texts=('great fun', 'a bore'), pairs=None, labels=(1, 0),
                  classes=('negative', 'positive'), subcases=None)
     """
@@ -115,6 +115,8 @@ def described(data: str | DataSet) -> DataSet:
 
 
 def _rows(data: DataSet, part: str, source: Any) -> Iterable[Found]:
+    if isinstance(source, Mapping):
+        return _rows(data, part, _part_of(source, data.parts[part], part))
     if source is not None and not isinstance(source, (str, Path)):
         return rows_of_dataset(source, f"{data.name} {part}")
     folder = Path(source) if source is not None else folder_of(data)
@@ -134,6 +136,13 @@ def folder_of(data: DataSet) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
+def _part_of(source: Mapping[str, Any], part: Part, name: str) -> Any:
+    for key in (name, part.hub):
+        if key is not None and key in source:
+            return source[key]
+    raise ValueError(f"The part {name!r} is wanted but there are {', '.join(source)}. Name one of these.")
+
+
 def _file_in(folder: Path, data: DataSet, part: str) -> Path:
     names = data.parts[part].files
     found = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -149,7 +158,7 @@ def _from_disk(folder: Path, part: Part) -> Any:
     import datasets
 
     saved: Any = datasets.load_from_disk(str(folder))
-    return saved[part.hub] if isinstance(saved, Mapping) else saved
+    return _part_of(saved, part, part.hub or "") if isinstance(saved, Mapping) else saved
 
 
 def _from_hub(data: DataSet, part: Part) -> Any:
