@@ -72,7 +72,7 @@ def twins(classes: Sequence[int] | None, count: int, *, seed: int) -> list[int]:
 
     Example:
         >>> twins([0, 0, 1, 1], 4, seed=0)
-        [3, 2, 0, 1]
+        [2, 3, 0, 1]
     """
     if count < 2:
         raise ValueError(f"A twin is another example of the split, but the split has {count}. Ask for at least two.")
