@@ -215,6 +215,12 @@ def test_outputs_in_another_order_are_found_by_name(testbed: Any) -> None:
             classification(testbed, data, classes=classes, merge=merge, **FEW)
 
 
+def test_examples_under_other_names_are_refused(testbed: Any) -> None:
+    data = {"train": sentences(50), "validation": sentences(50)}
+    with pytest.raises(ValueError, match="but are given under 'train', 'validation'"):
+        classification(testbed, data, **FEW)
+
+
 def hans_rows(count: int = 60) -> Labelled:
     """Three kinds of pairs, of which the middle one is entailed."""
     data, kinds = sentences(count, pairs=True), ("cn", "le", "sn")

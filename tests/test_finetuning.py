@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -129,6 +130,18 @@ def test_the_weights_saved_are_those_of_the_best_step(plan: FineTune, monkeypatc
     assert facts["best_step"] == 11
     assert same(weights(plan.out), seen[11])
     assert not same(seen[11], seen[44])
+
+
+def test_a_figure_that_is_not_known_is_null(
+    plan: FineTune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Training, "figures", lambda self, split: {"accuracy": math.nan})
+    assert main(command(plan)) == 0
+    assert "dev (60): accuracy -" in capsys.readouterr().out
+    text = (plan.out / PROVENANCE).read_text()
+    facts = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert facts["test"] == {"accuracy": None}
+    assert facts["best_step"] == 1
 
 
 class KilledError(Exception):

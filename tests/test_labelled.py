@@ -143,6 +143,12 @@ def test_errors_of_other_formats_name_their_rows(tmp_path: Path) -> None:
         read_labelled("sst2", source=tmp_path / "latin.tsv")
 
 
+def test_bytes_that_are_none_are_an_error(tmp_path: Path) -> None:
+    rows = "sentence1\tsentence2\tlabel\nx\tb'not closed\t0\n"
+    with pytest.raises(ValueError, match="line 2: sentence2 should spell bytes"):
+        read_labelled("paws-qqp", "dev", source=written(tmp_path, "dev_and_test.tsv", rows))
+
+
 def test_quoras_empty_questions_are_left_out() -> None:
     rows = [{"question1": "a", "question2": "", "label": 0}, {"question1": "a", "question2": "b", "label": 1}]
     assert read_labelled("qqp", source=rows).labels == (1,)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from tlprune.files import write_whole
 from tlprune.finetuning.plan import FineTune
 from tlprune.finetuning.training import CHECKPOINT, Training, clear
+from tlprune.learning.bootstrap import finite
 from tlprune.tasks.labelled.data import Labelled, described, read_labelled
 from tlprune.tasks.labelled.splitting import divided
 from tlprune.versions import versions
@@ -107,7 +108,7 @@ def _run(training: Training, plan: FineTune) -> dict[str, Any]:
         while training.done < training.steps:
             record = training.step()
             if plan.measured(training.done, count):
-                record["dev"] = training.measure(out)
+                record["dev"] = known(training.measure(out))
             file.write(json.dumps(record) + "\n")
             file.flush()
             bar.update()
@@ -130,7 +131,7 @@ def _keep_lines(path: Path, done: int) -> None:
 def _finish(training: Training, plan: FineTune) -> dict[str, Any]:
     """Look at the test once, with the best weights, and save them."""
     training.put_back_best(plan.out)
-    facts = _facts(training, plan) | {"test": training.figures("test")}
+    facts = _facts(training, plan) | {"test": known(training.figures("test"))}
     training.own.save_pretrained(plan.out)
     training.tokenizer.save_pretrained(plan.out)
     write_whole(plan.out / PROVENANCE, json.dumps(facts, indent=1) + "\n")
@@ -156,8 +157,13 @@ def _facts(training: Training, plan: FineTune) -> dict[str, Any]:
         "best_by": training.by,
         "device": str(training.accelerator.device),
         "versions": versions() | packages,
-        "dev": training.best.dev,
+        "dev": known(training.best.dev),
     }
+
+
+def known(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON can say them: ``None`` for the correlation of what does not vary."""
+    return {name: finite(value) for name, value in figures.items()}
 
 
 def summary(plan: FineTune, facts: Mapping[str, Any]) -> str:
@@ -168,6 +174,10 @@ def summary(plan: FineTune, facts: Mapping[str, Any]) -> str:
         f"{facts['steps']:,} by {facts['best_by']} on {counts['validation']:,} held out of them"
     ]
     for name, count in (("dev", counts["validation"]), ("test", counts["test"])):
-        shown = ", ".join(f"{figure} {value:.4f}" for figure, value in facts[name].items())
+        shown = ", ".join(f"{figure} {_number(value)}" for figure, value in facts[name].items())
         lines.append(f"{name} ({count:,}): {shown}")
     return "\n".join([*lines, f"wrote the model, its tokenizer, {METRICS} and {PROVENANCE} to {plan.out}/"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

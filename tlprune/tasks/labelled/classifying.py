@@ -106,6 +106,11 @@ def classification(  # noqa: PLR0913
 
 def _examples(data: str | DataSet | Mapping[str, Labelled], source: Any, train: str, test: str) -> dict[str, Labelled]:
     if isinstance(data, Mapping):
+        if {*data} not in ({"train"}, {"train", "test"}):
+            raise ValueError(
+                f"Examples are needed under 'train', and under 'test' where these are others, but are given under "
+                f"{', '.join(map(repr, data))}. Validation examples are held out of 'train'."
+            )
         return dict(data)
     if train == test:
         return {"train": read_labelled(data, train, source=source)}

@@ -222,8 +222,15 @@ def _text(data: DataSet, row: Found, name: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{row.place}: {name} must be text but is {text!r}. Mend the row.")
     if data.spelling == "bytes" and text[:2] in ("b'", 'b"'):
-        text = ast.literal_eval(text).decode()
+        text = _from_bytes(row, name, text)
     return text.strip()
+
+
+def _from_bytes(row: Found, name: str, text: str) -> str:
+    try:
+        return ast.literal_eval(text).decode()
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{row.place}: {name} should spell bytes but is {text!r}: {error}. Mend the row.") from None
 
 
 def _class(data: DataSet, row: Found, value: Any) -> int:
