@@ -40,7 +40,7 @@ import tyro
 
 import tlprune as tp
 from tlprune.learning.objectives import divergence
-from tlprune.masking.cache import reference_log_probabilities
+from tlprune.masking.cache import reference_predictions
 from tlprune.models.transformer_lens import build
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
@@ -134,7 +134,7 @@ def edge_step_cold(model: Any) -> Work:
 
     def step() -> None:
         optimiser.zero_grad()
-        reference = reference_log_probabilities(masked.backend, batch)
+        reference = reference_predictions(masked.backend, batch)
         kl = divergence(masked(batch), reference).mean()
         sparsity = 1 - masks.expected_kept / len(masks.log_alpha)
         (kl + budget.term(multipliers, sparsity, 0)).backward()
@@ -175,7 +175,7 @@ def weight_step(model: Any) -> Work:
     sites = tp.weights(model, UPPER_HALF)
     masked, batch = tp.Masked(model, tp.Masks(sites), tp.Zero()), examples(BATCH)
     values = torch.full((len(sites),), 0.9, requires_grad=True)
-    reference = reference_log_probabilities(masked.backend, batch)
+    reference = reference_predictions(masked.backend, batch)
 
     def step() -> None:
         values.grad = None
@@ -187,7 +187,7 @@ def weight_step(model: Any) -> Work:
 def _training_step(model: Any, sites: tp.Sites) -> Work:
     batch, masks, budget = examples(BATCH), tp.Masks(sites), tp.Lagrangian(0.95)
     masked, multipliers = tp.Masked(model, masks, tp.Zero()), budget.start()
-    reference = reference_log_probabilities(masked.backend, batch)
+    reference = reference_predictions(masked.backend, batch)
     optimiser = tp.Optimiser().build([masks.log_alpha], [multipliers])
 
     def step() -> None:

@@ -47,6 +47,22 @@ def gpt2(data_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def bert(data_dir: Path) -> Any:
+    """The tokenizer of BERT: word pieces, and the sentence that each is of."""
+    from transformers import BertTokenizerFast
+
+    return BertTokenizerFast.from_pretrained(data_dir / "tokenizers" / "bert-base-uncased")
+
+
+@pytest.fixture(scope="session")
+def roberta(data_dir: Path) -> Any:
+    """The tokenizer of RoBERTa: byte pairs, sentences not told apart."""
+    from transformers import RobertaTokenizerFast
+
+    return RobertaTokenizerFast.from_pretrained(data_dir / "tokenizers" / "roberta-base")
+
+
+@pytest.fixture(scope="session")
 def stories(data_dir: Path) -> Any:
     """The tokenizer of stories260K: short pieces, bytes, spaces of their own."""
     from transformers import AutoTokenizer

@@ -200,5 +200,5 @@ def test_a_bench_runs_the_full_model_once(monkeypatch: pytest.MonkeyPatch) -> No
     bench = Bench.of(MODEL, CIRCUIT, BATCH, ablation=None)
     bench.measure(CIRCUIT)
     monkeypatch.setattr(tp.Resample, "replaced", None)
-    monkeypatch.setattr("tlprune.masking.cache.reference_log_probabilities", None)
+    monkeypatch.setattr("tlprune.masking.cache.reference_predictions", None)
     bench.measure_each(CIRCUIT.kept.repeat(3, 1), batch_size=4)

@@ -22,7 +22,7 @@ from tlprune.learning.records import Step
 from tlprune.learning.reports import wandb
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.ablation import Resample
-from tlprune.masking.cache import reference_log_probabilities
+from tlprune.masking.cache import reference_predictions
 from tlprune.masking.constants import Constant
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
@@ -286,7 +286,7 @@ def test_learned_constants_hurt_less_than_the_means_they_start_from() -> None:
     masks = Masks(edges(model), Heaviside(initial=-1.0))
     masked = Masked(model, masks, constant)
     closed = Masked(model, masks, start)(MAIN[0], mask=torch.zeros(len(masks.sites)))
-    before = float(KL()(closed, MAIN[0], reference_log_probabilities(masked.backend, MAIN[0])))
+    before = float(KL()(closed, MAIN[0], reference_predictions(masked.backend, MAIN[0])))
     first = [parameter.detach().clone() for parameter in constant.parameters()]
     history = list(
         steps(masked, DISCOVERY, budget=Penalty(0.0), steps=40, optimiser=Optimiser(rate=0.0, ablation_rate=0.02))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlprune.evaluation.completeness import completeness as completeness
     from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
     from tlprune.evaluation.minimality import minimality as minimality
+    from tlprune.evaluation.subcases import subcases as subcases
     from tlprune.gates import Gate as Gate
     from tlprune.gates import HardConcrete as HardConcrete
     from tlprune.gates import Heaviside as Heaviside
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
+    from tlprune.learning.objectives import SquaredError as SquaredError
     from tlprune.learning.objectives import Uniform as Uniform
     from tlprune.learning.optimiser import Optimiser as Optimiser
     from tlprune.learning.records import Step as Step
@@ -77,6 +79,7 @@ _HOMES = {
     "completeness": "evaluation.completeness",
     "faithfulness_curve": "evaluation.curve",
     "minimality": "evaluation.minimality",
+    "subcases": "evaluation.subcases",
     "Gate": "gates",
     "HardConcrete": "gates",
     "Heaviside": "gates",
@@ -91,6 +94,7 @@ _HOMES = {
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
+    "SquaredError": "learning.objectives",
     "Uniform": "learning.objectives",
     "Optimiser": "learning.optimiser",
     "Step": "learning.records",

@@ -1,4 +1,4 @@
-"""The command line: ``tlprune discover`` finds a circuit, ``tlprune evaluate`` measures one again."""
+"""The command line: ``discover`` finds a circuit, ``evaluate`` measures one again, ``finetune`` makes a classifier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Run:
 
     Attributes:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
-        task: ioi, gendered-pronoun, greater-than, induction, planted, or a file of prompts that ends in .jsonl.
+        task: ioi, gendered-pronoun, greater-than, induction, planted, a file of prompts that ends in .jsonl, or for
+            models that classify sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws, paws-qqp.
         method: edge-pruning.
         out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
@@ -62,7 +63,7 @@ class Measure:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``tlprune``; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"discover": _discover, "evaluate": _evaluate}
+    commands = {"discover": _discover, "evaluate": _evaluate, "finetune": _finetune}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -79,11 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
-        print(f"tlprune: error: there is no command {words[0]!r}. Use discover or evaluate.", file=sys.stderr)
+        print(f"tlprune: error: there is no command {words[0]!r}. Use discover, evaluate or finetune.", file=sys.stderr)
         return 2
     print("Sparse subnetworks of transformers.\n")
     print("  tlprune discover           find a circuit (try it without arguments)")
     print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
+    print("  tlprune finetune           make a classifier of a Hugging Face model")
     print("\nEach takes --help.")
     return 0
 
@@ -162,6 +164,14 @@ def _check_task(circuit: Any, task: Any) -> None:
             f"The circuit was found on prompts {known} of {task.name} but they are {task.fingerprint} now, so test "
             "prompts may be ones that it was trained on. Restore them, or name those to measure it on with --task."
         )
+
+
+def _finetune(words: Sequence[str]) -> None:
+    from tlprune.finetuning.command import finetune, summary
+    from tlprune.finetuning.plan import FineTune
+
+    plan = _parse(FineTune, words, prog="tlprune finetune")
+    print(summary(plan, finetune(plan)))
 
 
 def _parse(command: Any, words: Sequence[str], *, prog: str) -> Any:

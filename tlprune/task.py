@@ -10,11 +10,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tlprune.statistic import Statistic
+
 MAIN = "main"
-# From logits and the full model's log-probabilities, (example, answer, vocab) each, to one number per example.
+# From logits and the full model's predictions (log-probabilities, or a regression's output), (example, answer, vocab)
+# each, to one number per example.
 Metric = Callable[[Tensor, "Batch", Tensor], Tensor]
 
 
@@ -60,11 +63,15 @@ class Batch:
         positions: positions whose next-token prediction is read, ``(example, answer)``.
         answers: correct token at each of these positions, ``(example, answer)``; -100 fills up an example that has
             fewer than others, and figures leave it out.
-        foils: the wrong token it is compared with, ``(example, answer)``.
+        foils: the wrong token it is compared with, ``(example, answer)``; -100 in all examples where there is none,
+            as among more than two classes, and figures that need one are left out.
         labels: a number of each example that a task's own metrics need, such as greater-than's first year; ``None``
             where there is none.
         spans: which of ``span_names`` each position belongs to, by number; -1 outside all of them.
         span_names: what these numbers stand for.
+        accepted: the classes that count as right, where more than one does, ``(example, class)``; ``answers`` has one
+            of them. HANS accepts neutral and contradiction of a model of MNLI.
+        targets: the numbers that a regression is to give; its answers and foils are -100.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 7], [5, 8, 7]])
@@ -83,6 +90,8 @@ class Batch:
     labels: Int[Tensor, "example"] | None = None
     spans: Int[Tensor, "example pos"] | None = None
     span_names: tuple[str, ...] = ()
+    accepted: Bool[Tensor, "example class"] | None = None
+    targets: Float[Tensor, "example"] | None = None
 
     def __post_init__(self) -> None:
         if self.clean.ids.shape != self.corrupt.ids.shape:
@@ -144,12 +153,12 @@ class Tokenisation:
         prepend_bos: whether a beginning-of-sequence token was put first.
         padding_side: the side on which shorter prompts are padded.
         predicted: what is read: ``"last"``: the token that follows a prompt's last one; ``"tagged"``: the tokens that
-            the file marks.
+            the file marks; ``"prompt"``: a class or number of the whole prompt.
     """
 
     prepend_bos: bool
     padding_side: Literal["left", "right"] = "right"
-    predicted: Literal["last", "tagged"] = "last"
+    predicted: Literal["last", "tagged", "prompt"] = "last"
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,9 @@ class Task:
         options: how the task was built (seed, counts, held-out templates), as plain data.
         span_names: what the numbers in ``Batch.spans`` stand for; empty where no words are told apart.
         metrics: figures that only this behaviour has, by name: functions of logits, batch and the full model's
-            log-probabilities that give one number per example, higher for a better circuit.
+            predictions that give one number per example, higher for a better circuit; or a
+            :class:`~tlprune.statistic.Statistic` of all examples.
+        label_names: what the numbers in ``Batch.labels`` stand for, where they number kinds of examples.
     """
 
     name: str
@@ -204,7 +215,8 @@ class Task:
     tokenisation: Tokenisation
     options: Mapping[str, Any] = field(default_factory=dict)
     span_names: tuple[str, ...] = ()
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metrics: Mapping[str, Metric | Statistic] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, stream in self.streams.items():
@@ -244,6 +256,7 @@ def _digest_batch(digest: Any, batch: Batch) -> None:
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.cpu().numpy().tobytes())
     optional = {"labels": batch.labels, "spans": batch.spans}
+    optional |= {"accepted": batch.accepted, "targets": batch.targets}
     optional |= {"clean token types": batch.clean.token_types, "corrupt token types": batch.corrupt.token_types}
     for name, value in optional.items():
         if value is not None:

@@ -24,6 +24,7 @@ COLUMNS = (
     ("agreement", "agreement", 3),
     ("logit_difference", "logit diff", 2),
     ("kl", "KL (nats)", 4),
+    ("squared_error", "squared error", 4),
     ("faithfulness", "faithfulness", 3),
 )
 
@@ -37,22 +38,25 @@ class Row:
         kept: sites kept (nominal).
         effective: those that can matter; of edges, those on a path from the embeddings to the logits.
         performance: figures per test example.
-        faithfulness: ``(m(C) - m(empty)) / (m(full) - m(empty))`` of the mean logit difference ``m``.
+        faithfulness: ``(m(C) - m(empty)) / (m(full) - m(empty))`` of the mean logit difference ``m``; ``None`` where
+            there are no foils.
     """
 
     name: str
     kept: int
     effective: int
     performance: Performance
-    faithfulness: Interval
+    faithfulness: Interval | None
 
     def means(self) -> dict[str, float]:
         """Mean figures, faithfulness among them."""
-        return self.performance.means() | {"faithfulness": self.faithfulness.value}
+        known = {} if self.faithfulness is None else {"faithfulness": self.faithfulness.value}
+        return self.performance.means() | known
 
     def intervals(self) -> dict[str, Interval]:
         """The same with 95% bootstrap intervals over test examples."""
-        return self.performance.intervals() | {"faithfulness": self.faithfulness}
+        known = {} if self.faithfulness is None else {"faithfulness": self.faithfulness}
+        return self.performance.intervals() | known
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, mean figures and intervals as plain data."""
@@ -87,14 +91,16 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = rows_table(self.rows, bounded=("circuit",))
-        count = len(self.rows[0].performance.kl)
+        count = len(self.rows[0].performance)
         lines.append(f"{count} test examples; {self.sites} in all; {ablations_text(self.ablation, self.discovery)}")
         return "\n".join(lines)
 
 
 def rows_table(rows: tuple[Row, ...], *, bounded: tuple[str, ...]) -> list[str]:
     """Lines of a table of rows; ``bounded`` ones have both ends of their intervals below them."""
-    columns = [*COLUMNS, *((name, name, 3) for name in rows[0].performance.extra)]
+    performance, known = rows[0].performance, rows[0].means()
+    own = [(name, name, 3) for name in (*performance.extra, *performance.statistics)]
+    columns = [column for column in (*COLUMNS, *own) if column[0] in known]
     cells: list[list[str]] = []
     for row in rows:
         means, sizes = row.means(), [f"{row.kept:,}", f"{row.effective:,}"]
@@ -142,7 +148,7 @@ def evaluate(
     bench = Bench.of(model, circuit, batch, ablation=ablation)
     subjects = _subjects(circuit, seed)
     performances = {name: bench.measure(subject) for name, subject in subjects.items()}
-    full, empty = (performances[name].logit_difference for name in ("full model", "empty"))
+    full, empty = (performances[name] for name in ("full model", "empty"))
     rows = [
         Row(name, len(subject), subject.n_effective, performances[name], faithfulness(performances[name], full, empty))
         for name, subject in subjects.items()
@@ -150,9 +156,11 @@ def evaluate(
     return Evaluation(tuple(rows), str(circuit.sites), bench.ablation, circuit.provenance.get("ablation"))
 
 
-def faithfulness(performance: Performance, full: Tensor, empty: Tensor) -> Interval:
-    """``(m(C) - m(empty)) / (m(full) - m(empty))`` from logit differences per example, ``(example,)`` each."""
-    return interval(_share, performance.logit_difference, full, empty)
+def faithfulness(circuit: Performance, full: Performance, empty: Performance) -> Interval | None:
+    """``(m(C) - m(empty)) / (m(full) - m(empty))`` of logit differences; ``None`` without foils."""
+    columns = [one.logit_difference for one in (circuit, full, empty)]
+    known = [column for column in columns if column is not None]
+    return interval(_share, *known) if len(known) == len(columns) else None
 
 
 def _share(circuit: Tensor, full: Tensor, empty: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from tlprune.learning.metrics import Performance, measure, measure_each
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.cache import RunCache
 from tlprune.masking.masked import Masked, masked_circuit
+from tlprune.statistic import Statistic
 from tlprune.task import Batch, Metric, Task
 
 
@@ -33,7 +34,7 @@ class Bench:
     masked: Masked
     examples: Batch
     cache: RunCache
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Metric | Statistic]
 
     @staticmethod
     def of(model: Any, circuit: Circuit, examples: Batch | Task, *, ablation: Ablation | None) -> Bench:

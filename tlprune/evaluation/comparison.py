@@ -49,7 +49,7 @@ class Comparison:
             }
             for name, difference in self.differences.items()
         }
-        return {"ablation": dict(self.ablation), "examples": len(self.first.kl), "figures": figures}
+        return {"ablation": dict(self.ablation), "examples": len(self.first), "figures": figures}
 
     def __str__(self) -> str:
         first, second = self.first.means(), self.second.means()
@@ -58,7 +58,7 @@ class Comparison:
             for name, difference in self.differences.items()
         ]
         lines = aligned(["", "first", "second", "first less second [95%]", "better"], rows)
-        return "\n".join([*lines, f"{len(self.first.kl)} examples, paired; {ablation_text(self.ablation)} ablation"])
+        return "\n".join([*lines, f"{len(self.first)} examples, paired; {ablation_text(self.ablation)} ablation"])
 
 
 def compare(

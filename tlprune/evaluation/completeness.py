@@ -143,13 +143,7 @@ def _mean_absolute(*differences: Tensor) -> Tensor:
 
 
 def _values(performances: list[Performance], metric: str) -> Float[Tensor, "circuit example"]:
-    known = performances[0].per_example()
-    if metric not in known:
-        raise ValueError(
-            f"Completeness needs a metric that is a mean over examples but got {metric!r}. Choose one of "
-            f"{', '.join(known)}."
-        )
-    return torch.stack([performance.per_example()[metric] for performance in performances])
+    return torch.stack([performance.figure(metric) for performance in performances])
 
 
 def _check(knockouts: int, fraction: float) -> None:

@@ -39,7 +39,7 @@ class Curve:
         return {"sites": self.sites, **ablations_dict(self.ablation, self.discovery), "rows": rows}
 
     def __str__(self) -> str:
-        count = len(self.rows[0].performance.kl)
+        count = len(self.rows[0].performance)
         ending = f"{count} test examples; {self.sites} in all; "
         ending += ablations_text(self.ablation, self.discovery)
         return "\n".join([*rows_table(self.rows, bounded=()), ending])
@@ -87,5 +87,5 @@ def faithfulness_curve(
 
 
 def _row(circuit: Circuit, performance: Performance, full: Performance, empty: Performance) -> Row:
-    share = faithfulness(performance, full.logit_difference, empty.logit_difference)
+    share = faithfulness(performance, full, empty)
     return Row(f"top {len(circuit):,}", len(circuit), circuit.n_effective, performance, share)

@@ -113,7 +113,7 @@ def minimality(
     if not len(circuit):
         raise ValueError("Minimality removes a circuit's sites one by one but this one has none. Give another circuit.")
     bench = Bench.of(model, circuit, batch, ablation=ablation)
-    whole = bench.measure(circuit).kl
+    whole = bench.measure(circuit).figure("kl")
     rises = torch.cat([kl - whole for kl in _without_each(bench, circuit, batch_size)])
     low, high = bounds(resampled_means(rises.T, seed=seed))
     discovery, kl = circuit.provenance.get("ablation"), float(whole.mean())
@@ -127,5 +127,5 @@ def _without_each(bench: Bench, circuit: Circuit, batch_size: int) -> list[Float
     for places in kept.nonzero().flatten().split(_AT_ONCE):
         without = kept.repeat(len(places), 1)
         without[torch.arange(len(places)), places] = False
-        found.append(torch.stack([one.kl for one in bench.measure_each(without, batch_size=batch_size)]))
+        found.append(torch.stack([one.figure("kl") for one in bench.measure_each(without, batch_size=batch_size)]))
     return found

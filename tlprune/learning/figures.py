@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tlprune.learning.objectives import Logits, divergence, exact, logit_difference
+from tlprune.learning.objectives import Logits, accepted_nats, divergence, exact, logit_difference
 from tlprune.task import Batch
 
 PerAnswer = Float[Tensor, "example answer"]
@@ -29,26 +29,80 @@ def over_answers(values: PerAnswer, there: Bool[Tensor, "example answer"]) -> Fl
     return torch.where(there, values, 0).sum(-1) / there.sum(-1)
 
 
+def has_foils(batch: Batch) -> bool:
+    """Whether answers are compared with foils.
+
+    Raises:
+        ValueError: some answers have a foil and others none.
+    """
+    there = batch.foils[answered(batch)] >= 0
+    if bool(there.any()) and not bool(there.all()):
+        raise ValueError(
+            f"Either all answers have a foil or none has, but {int(there.sum())} of {there.numel()} have one. Give the "
+            "others theirs, or -100 to all."
+        )
+    return bool(there.any())
+
+
 def figures(logits: Logits, batch: Batch, reference: Logits) -> dict[str, Float[Tensor, "example"]]:
-    """The numbers of a :class:`~tlprune.learning.metrics.Performance` by attribute name."""
+    """The numbers of a :class:`~tlprune.learning.metrics.Performance` by attribute name.
+
+    Without foils there are no differences from them. A regression has its two squared errors alone.
+    """
+    if logits.shape[-1] == 1:
+        return _errors(logits, batch, reference)
     there = answered(batch)
     filled = dataclasses.replace(batch, answers=batch.answers.clamp(min=0), foils=batch.foils.clamp(min=0))
-    best, logits = logits.argmax(-1), exact(logits)
-    correct = (best == filled.answers).to(logits)
-    nats = -_picked(logits.log_softmax(-1), filled.answers)
     means = {
-        "correct": correct,
-        "agrees": (best == reference.argmax(-1)).to(logits),
-        "logit_difference": logit_difference(logits, filled),
-        "probability_difference": probability_difference(logits, filled),
+        "correct": _correct(logits, filled),
+        "agrees": (logits.argmax(-1) == reference.argmax(-1)).to(exact(logits)),
         "kl": divergence(logits, reference),
-        "rank": answer_rank(logits, filled),
+        "rank": answer_rank(exact(logits), filled),
     }
+    if has_foils(batch):
+        means["logit_difference"] = logit_difference(logits, filled)
+        means["probability_difference"] = probability_difference(logits, filled)
     found = {name: over_answers(values, there) for name, values in means.items()}
-    found["exact"] = ((correct > 0) | ~there).all(-1)
-    found["nats"] = torch.where(there, nats, 0).sum(-1)
+    found["exact"] = ((means["correct"] > 0) | ~there).all(-1)
+    found["nats"] = torch.where(there, _nats(exact(logits), filled), 0).sum(-1)
     found["tokens"] = there.sum(-1)
     return found
+
+
+def _errors(logits: Logits, batch: Batch, reference: Logits) -> dict[str, Float[Tensor, "example"]]:
+    """Of a regression: from the full model's output, and from the number that is right."""
+    output = exact(logits)[:, 0, 0]
+    return {
+        "squared_error": (output - reference[:, 0, 0]).square(),
+        "target_error": (output - targets_of(batch).to(output)).square(),
+    }
+
+
+def targets_of(batch: Batch) -> Float[Tensor, "example"]:
+    """The numbers that a regression is to give.
+
+    Raises:
+        ValueError: the batch has none.
+    """
+    if batch.targets is None:
+        raise ValueError(
+            "Figures of a regression need the number of each example but this batch has no targets. Build it with "
+            "targets=..., or use a model that gives classes."
+        )
+    return batch.targets
+
+
+def _correct(logits: Logits, batch: Batch) -> PerAnswer:
+    best = logits.argmax(-1)
+    if batch.accepted is None:
+        return (best == batch.answers).to(exact(logits))
+    return batch.accepted.to(logits.device).gather(-1, best).to(exact(logits))
+
+
+def _nats(logits: Logits, batch: Batch) -> PerAnswer:
+    if batch.accepted is None:
+        return -_picked(logits.log_softmax(-1), batch.answers)
+    return accepted_nats(logits, batch.accepted)
 
 
 def probability_difference(logits: Logits, batch: Batch) -> PerAnswer:
@@ -58,8 +112,14 @@ def probability_difference(logits: Logits, batch: Batch) -> PerAnswer:
 
 
 def answer_rank(logits: Logits, batch: Batch) -> PerAnswer:
-    """One more than the number of tokens that are likelier than the correct one: 1 is best."""
-    above = logits > _picked(logits, batch.answers)[..., None]
+    """One more than the number of tokens that are likelier than the correct one: 1 is best.
+
+    Of several accepted ones the likeliest counts.
+    """
+    own = _picked(logits, batch.answers)
+    if batch.accepted is not None:
+        own = logits.masked_fill(~batch.accepted[:, None].to(logits.device), -torch.inf).amax(-1)
+    above = logits > own[..., None]
     return (1 + above.sum(-1)).to(logits)
 
 

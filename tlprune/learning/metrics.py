@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.learning.bootstrap import LEVEL, RESAMPLES, Interval, interval
-from tlprune.learning.figures import figures
+from tlprune.learning.figures import figures, has_foils
 from tlprune.masking.cache import RunCache
 from tlprune.masking.masked import Masked
+from tlprune.statistic import Measured, Statistic
 from tlprune.task import Batch, Metric
 
 PerExample = Float[Tensor, "example"]
@@ -25,13 +27,18 @@ FIGURES = {
     "probability_difference": "probability_difference",
     "kl": "kl",
     "rank": "rank",
+    "squared_error": "squared_error",
+    "target_error": "target_error",
 }
-LOWER_IS_BETTER = ("kl", "rank", "perplexity")
+LOWER_IS_BETTER = ("kl", "rank", "perplexity", "squared_error", "target_error")
 
 
 @dataclass(frozen=True)
 class Performance:
     """Behaviour of one circuit, per example (averaged over answer positions where nothing else is said).
+
+    What the examples do not have is ``None`` and no figure: differences from foils without foils, squared errors of
+    classes and tokens, and all but squared errors of a regression.
 
     Attributes:
         correct: the most likely token is the answer, ``(example,)``.
@@ -43,34 +50,69 @@ class Performance:
         rank: of the answer among all tokens, 1 for the most likely, ``(example,)``.
         nats: cross entropy of the answers, summed over answer positions, ``(example,)``.
         tokens: number of answer positions, ``(example,)``.
+        squared_error: of a regression from the full model's output, ``(example,)``.
+        target_error: squared error of a regression from the right number, ``(example,)``.
         extra: the task's own metrics by name, ``(example,)`` each.
+        statistics: the task's own figures of all examples together, by name.
     """
 
-    correct: PerExample
-    agrees: PerExample
-    exact: PerExample
-    logit_difference: PerExample
-    probability_difference: PerExample
-    kl: PerExample
-    rank: PerExample
-    nats: PerExample
-    tokens: PerExample
+    correct: PerExample | None = None
+    agrees: PerExample | None = None
+    exact: PerExample | None = None
+    logit_difference: PerExample | None = None
+    probability_difference: PerExample | None = None
+    kl: PerExample | None = None
+    rank: PerExample | None = None
+    nats: PerExample | None = None
+    tokens: PerExample | None = None
+    squared_error: PerExample | None = None
+    target_error: PerExample | None = None
     extra: Mapping[str, PerExample] = field(default_factory=dict)
+    statistics: Mapping[str, Measured] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(next(iter(self.per_example().values())))
 
     def per_example(self) -> dict[str, PerExample]:
         """The figures that are means over examples, by the name that :meth:`means` gives them."""
-        return {name: getattr(self, attribute) for name, attribute in FIGURES.items()} | dict(self.extra)
+        known = {name: getattr(self, attribute) for name, attribute in FIGURES.items()}
+        return {name: values for name, values in known.items() if values is not None} | dict(self.extra)
+
+    def figure(self, name: str) -> PerExample:
+        """One of :meth:`per_example`.
+
+        Raises:
+            ValueError: these examples do not have it.
+        """
+        found = self.per_example()
+        if name not in found:
+            raise ValueError(
+                f"This needs a figure that is a mean over examples but got {name!r}. Choose one of {', '.join(found)}: "
+                "differences need foils, a regression has errors alone."
+            )
+        return found[name]
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure over examples, and the perplexity: ``exp(nats / tokens)`` over all tokens."""
+        """The mean of each figure over examples, and those of all together.
+
+        The perplexity is ``exp(nats / tokens)`` over all tokens.
+        """
         means = {name: float(values.mean()) for name, values in self.per_example().items()}
-        return means | {"perplexity": float(_perplexity(self.nats.double().mean(), self.tokens.double().mean()))}
+        return means | {name: measured.value for name, measured in self._together().items()}
+
+    def _together(self) -> dict[str, Measured]:
+        """The figures that are functions of several means."""
+        if self.nats is None or self.tokens is None:
+            return dict(self.statistics)
+        return {"perplexity": Measured(torch.stack([self.nats, self.tokens], -1), _perplexity), **self.statistics}
 
     def intervals(self, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> dict[str, Interval]:
         """Each figure of :meth:`means` with its percentile bootstrap interval over examples."""
         options = {"resamples": resamples, "level": level, "seed": seed}
         found = {name: interval(_mean, values, **options) for name, values in self.per_example().items()}
-        return found | {"perplexity": interval(_perplexity, self.nats, self.tokens, **options)}
+        together = self._together().items()
+        return found | {name: interval(one.of_means, *one.columns.unbind(-1), **options) for name, one in together}
 
     def less(
         self, other: Performance, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
@@ -87,8 +129,9 @@ class Performance:
         first, second = self.per_example(), other.per_example()
         shared = [name for name in first if name in second]
         found = {name: interval(_difference, first[name], second[name], **options) for name in shared}
-        columns = (self.nats, self.tokens, other.nats, other.tokens)
-        return found | {"perplexity": interval(_perplexity_difference, *columns, **options)}
+        together, others = self._together(), other._together()
+        shared = [name for name in together if name in others]
+        return found | {name: _paired(together[name], others[name], options) for name in shared}
 
 
 def _mean(mean: Tensor) -> Tensor:
@@ -103,8 +146,14 @@ def _perplexity(nats: Tensor, tokens: Tensor) -> Tensor:
     return (nats / tokens).exp()
 
 
-def _perplexity_difference(nats: Tensor, tokens: Tensor, other_nats: Tensor, other_tokens: Tensor) -> Tensor:
-    return _perplexity(nats, tokens) - _perplexity(other_nats, other_tokens)
+def _paired(first: Measured, second: Measured, options: Mapping[str, Any]) -> Interval:
+    """The difference of two statistics of the same examples."""
+    count = first.columns.shape[-1]
+
+    def difference(*means: Tensor) -> Tensor:
+        return first.of_means(*means[:count]) - second.of_means(*means[count:])
+
+    return interval(difference, *first.columns.unbind(-1), *second.columns.unbind(-1), **options)
 
 
 def measure(
@@ -114,7 +163,7 @@ def measure(
     *,
     cache: RunCache | None = None,
     batch_size: int = 64,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, Metric | Statistic] | None = None,
 ) -> Performance:
     """Run a hard circuit on examples.
 
@@ -138,27 +187,35 @@ def measure_each(
     *,
     cache: RunCache | None = None,
     batch_size: int = 64,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, Metric | Statistic] | None = None,
 ) -> list[Performance]:
     """Run many hard circuits on the same examples, several in one forward pass.
 
     Arguments are those of :func:`measure`; ``batch_size`` counts pairs of circuit and example.
 
     Raises:
-        ValueError: a metric has the name of one of the figures that every task has.
+        ValueError: a metric has the name of one of the figures that every task has, or only some answers have a foil.
     """
     metrics = dict(metrics or {})
     _check_names(metrics)
+    has_foils(batch)
     if not len(kept):
         return []
     cache = cache or masked.cache(batch)
     parts = list(_parts(masked, kept, batch, cache=cache, batch_size=batch_size, metrics=metrics))
     columns = {name: torch.cat([part[name] for part in parts]).split(len(batch)) for name in parts[0]}
-    return [_performance({name: values[index] for name, values in columns.items()}) for index in range(len(kept))]
+    owned = [{name: values[index] for name, values in columns.items()} for index in range(len(kept))]
+    return [_performance(own, metrics) for own in owned]
 
 
 def _parts(
-    masked: Masked, kept: Tensor, batch: Batch, *, cache: RunCache, batch_size: int, metrics: Mapping[str, Metric]
+    masked: Masked,
+    kept: Tensor,
+    batch: Batch,
+    *,
+    cache: RunCache,
+    batch_size: int,
+    metrics: Mapping[str, Metric | Statistic],
 ) -> Iterator[dict[str, Tensor]]:
     """Figures of every example under the first circuit, then under the second, and so on."""
     for pairs in torch.arange(len(kept) * len(batch)).split(batch_size):
@@ -166,7 +223,7 @@ def _parts(
         reference = cache.reference(part)
         logits = masked(part, mask=_mask(kept, pairs // len(batch)), replaced=cache.replaced(part))
         found = figures(logits, part, reference)
-        found |= {name: metric(logits, part, reference) for name, metric in metrics.items()}
+        found |= {name: _columns(metric)(logits, part, reference) for name, metric in metrics.items()}
         yield {name: values.float().cpu() for name, values in found.items()}
 
 
@@ -176,13 +233,22 @@ def _mask(kept: Tensor, owners: Tensor) -> Tensor:
     return own.float()
 
 
-def _performance(columns: dict[str, Tensor]) -> Performance:
-    own = {f.name for f in fields(Performance)} - {"extra"}
-    extra = {name: values for name, values in columns.items() if name not in own}
-    return Performance(**{name: columns[name] for name in own}, extra=extra)
+def _columns(metric: Metric | Statistic) -> Callable[[Tensor, Batch, Tensor], Tensor]:
+    return metric.columns if isinstance(metric, Statistic) else metric
 
 
-def _check_names(metrics: Mapping[str, Metric]) -> None:
+def _performance(columns: dict[str, Tensor], metrics: Mapping[str, Metric | Statistic]) -> Performance:
+    own = {name: values for name, values in columns.items() if name not in metrics}
+    extra = {name: columns[name] for name, metric in metrics.items() if not isinstance(metric, Statistic)}
+    statistics = {
+        name: Measured(metric.prepared(columns[name]), metric.of_means)
+        for name, metric in metrics.items()
+        if isinstance(metric, Statistic)
+    }
+    return Performance(**own, extra=extra, statistics=statistics)
+
+
+def _check_names(metrics: Mapping[str, Metric | Statistic]) -> None:
     taken = {*FIGURES, *FIGURES.values(), "nats", "tokens", "perplexity"} & {*metrics}
     if taken:
         raise ValueError(

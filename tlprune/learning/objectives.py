@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.task import MAIN, Batch
@@ -42,7 +42,10 @@ class Objective(Protocol):
     def run(self) -> Run: ...
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
-        """The mean over examples and answer positions; ``reference`` is the full model's log-probabilities."""
+        """The mean over examples and answer positions.
+
+        ``reference`` is the full model's log-probabilities, or a regression's output.
+        """
         ...
 
 
@@ -123,7 +126,7 @@ class KL(_Addressed):
         tokens: ids over which both distributions are renormalised and compared; the whole vocabulary by default.
 
     Raises:
-        ValueError: ``tokens`` has fewer than two ids or one twice.
+        ValueError: ``tokens`` has fewer than two ids or one twice; the model has one output.
 
     Example:
         >>> import tlprune as tp
@@ -147,6 +150,7 @@ class KL(_Addressed):
             )
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        refuse_one_output(logits, type(self).__name__)
         if self.tokens is not None:
             logits, reference = self._chosen(logits), self._chosen(reference).log_softmax(-1)
         return divergence(logits, reference).mean()
@@ -177,6 +181,7 @@ class Uniform(_Addressed):
     name = "uniform"
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        refuse_one_output(logits, type(self).__name__)
         surprise = -exact(logits).log_softmax(-1).mean(-1)
         return (surprise - math.log(logits.shape[-1])).mean()
 
@@ -188,17 +193,25 @@ class LogitDifference(_Addressed):
     Attributes:
         on: the stream whose examples it is of.
         run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+
+    Raises:
+        ValueError: an example has no foil.
     """
 
     name = "negative_logit_difference"
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        if bool((batch.foils < 0).any()):
+            raise ValueError(
+                "A logit difference needs a foil for each answer but some examples have none, as among three classes. "
+                "Use KL or CrossEntropy."
+            )
         return -logit_difference(logits, batch).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_Addressed):
-    """Negative log-probability of the correct answer, in nats.
+    """Negative log-probability of the correct answer, in nats; of the accepted ones together, where there are several.
 
     Attributes:
         on: the stream whose examples it is of.
@@ -208,7 +221,56 @@ class CrossEntropy(_Addressed):
     name = "cross_entropy"
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        refuse_one_output(logits, type(self).__name__)
+        if batch.accepted is not None:
+            return accepted_nats(logits, batch.accepted).mean()
         return F.cross_entropy(exact(logits).flatten(0, 1), batch.answers.flatten().to(logits.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredError(_Addressed):
+    """Squared difference of a regression's output from the full model's, in the units of its target, squared.
+
+    It is to a model with one output what :class:`KL` is to others, whose log-probability of one class is always 0.
+
+    Attributes:
+        on: the stream whose examples it is of.
+        run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+
+    Raises:
+        ValueError: the model has more than one output.
+
+    Example:
+        >>> import tlprune as tp
+        >>> batch = tp.planted("copy").task.test.rows(torch.tensor([0, 1]))
+        >>> float(SquaredError()(torch.tensor([[[1.0]], [[5.0]]]), batch, torch.tensor([[[2.0]], [[2.0]]])))
+        5.0
+    """
+
+    name = "squared_error"
+
+    def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
+        if logits.shape[-1] != 1:
+            raise ValueError(
+                f"SquaredError compares the outputs of a regression but this model has {logits.shape[-1]} classes or "
+                "tokens. Use KL."
+            )
+        return (exact(logits) - reference).square().mean()
+
+
+def refuse_one_output(logits: Logits, name: str) -> None:
+    """Raise a ValueError for a regression: the log-probability of the only class is 0, whatever the model does."""
+    if logits.shape[-1] == 1:
+        raise ValueError(
+            f"{name} needs logits of several classes or tokens but this model has one output, a regression. Use "
+            "SquaredError."
+        )
+
+
+def accepted_nats(logits: Logits, accepted: Bool[Tensor, "example vocab"]) -> Float[Tensor, "example answer"]:
+    """Negative log of the probability of all accepted classes together."""
+    others = ~accepted[:, None].to(logits.device)
+    return -exact(logits).log_softmax(-1).masked_fill(others, -math.inf).logsumexp(-1)
 
 
 def exact(logits: Tensor) -> Tensor:

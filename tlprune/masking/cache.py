@@ -68,11 +68,11 @@ class RunCache:
         return self.ablation.replaced(self.backend, batch.clean, batch.corrupt, self.wanted)
 
     def reference(self, batch: Batch) -> Float[Tensor, "example answer vocab"]:
-        """Log-probabilities of the unmasked model at the answer positions, in at least float32."""
+        """What the unmasked model says at the answer positions: :func:`reference_predictions`."""
         missing = self._reference.missing(batch.index)
         if len(missing):
             part = batch.rows(missing)
-            found = reference_log_probabilities(self.backend, part)
+            found = reference_predictions(self.backend, part)
             if len(self.split) * found[0].nbytes > self.most_bytes:
                 return found  # nothing is ever stored, so these are all of the batch
             self._reference.store(part.index, [found])
@@ -88,10 +88,14 @@ class RunCache:
 
 
 @torch.no_grad()
-def reference_log_probabilities(backend: Backend, batch: Batch) -> Float[Tensor, "example answer vocab"]:
-    """Log-probabilities of the unmasked model at the answer positions, in at least float32."""
+def reference_predictions(backend: Backend, batch: Batch) -> Float[Tensor, "example answer vocab"]:
+    """Log-probabilities of the unmasked model at the answer positions, in at least float32.
+
+    Of a model with one output, a regression, that output: its log-probability would be 0 whatever the model says.
+    """
     logits = backend.logits(batch.clean, batch.positions)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if logits.shape[-1] == 1 else logits.log_softmax(-1)
 
 
 def _unique(tensors: tuple[Tensor, ...]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from tlprune.backends import backend_of
 from tlprune.backends.processing import processing, signature
 from tlprune.gates import HardConcrete, Heaviside, Sigmoid, StraightThrough
 from tlprune.learning.budgets import Budgets, Lagrangian, Penalty
-from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, Sum, Uniform
+from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, SquaredError, Sum, Uniform
 from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
 from tlprune.masking.means import Mean
@@ -23,7 +23,7 @@ PARTS = {
     kind.__name__: kind
     for kind in (
         *(HardConcrete, Heaviside, Sigmoid, StraightThrough),
-        *(KL, CrossEntropy, LogitDifference, Uniform, Sum),
+        *(KL, CrossEntropy, LogitDifference, SquaredError, Uniform, Sum),
         *(Lagrangian, Penalty, Budgets, Optimiser),
         *(GaussianNoise, Mean, Resample, Zero),
     )

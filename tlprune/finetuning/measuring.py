@@ -1,0 +1,71 @@
+"""Figures of a classifier or regressor on labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from tlprune.learning.correlations import confusion, f1, matthews, pearson, spearman
+from tlprune.statistic import Statistic
+from tlprune.tasks.labelled.data import Labelled
+from tlprune.tasks.labelled.encoding import Encoded, padded
+
+Outputs = Float[Tensor, "example output"]
+
+
+def inputs_of(rows: Sequence[Encoded], tokenizer: Any, device: torch.device) -> dict[str, Tensor]:
+    """What a Hugging Face model takes: ids, a mask of padding, and sentence numbers where it tells them apart."""
+    tokens = padded(rows, tokenizer).to(device)
+    mask = torch.ones_like(tokens.ids) if tokens.attention_mask is None else tokens.attention_mask
+    found = {"input_ids": tokens.ids, "attention_mask": mask}
+    return found if tokens.token_types is None else found | {"token_type_ids": tokens.token_types}
+
+
+def loss_of(outputs: Outputs, examples: Labelled) -> Float[Tensor, ""]:
+    """Cross entropy of the right classes in nats, or the mean squared error of a regression."""
+    if examples.regression:
+        return F.mse_loss(outputs[:, 0].float(), torch.tensor(examples.labels, device=outputs.device))
+    return F.cross_entropy(outputs.float(), torch.tensor(examples.labels, device=outputs.device))
+
+
+@torch.no_grad()
+def outputs_on(model: Any, rows: Sequence[Encoded], tokenizer: Any, *, device: torch.device) -> Outputs:
+    """What the model says of each example, without dropout, in batches of about one length."""
+    training = model.training
+    model.eval()
+    try:
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        parts = [order[start : start + 64] for start in range(0, len(order), 64)]
+        found = [model(**inputs_of([rows[row] for row in part], tokenizer, device)).logits for part in parts]
+    finally:
+        model.train(training)
+    return torch.cat(found).float().cpu()[torch.tensor(order).argsort()]
+
+
+def figures_of(outputs: Outputs, examples: Labelled) -> dict[str, float]:
+    """Loss and accuracy, Matthews correlation and F1; or of a regression loss, Pearson and Spearman correlation.
+
+    Example:
+        >>> pairs = Labelled("mine", ("a", "b", "c"), None, (0, 1, 1), ("no", "yes"))
+        >>> figures = figures_of(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), pairs)
+        >>> {name: round(value, 3) for name, value in figures.items()}
+        {'loss': 0.794, 'accuracy': 0.667, 'matthews': 0.5, 'f1': 0.667}
+    """
+    loss = {"loss": float(loss_of(outputs, examples))}
+    if examples.regression:
+        columns = torch.stack([outputs[:, 0], torch.tensor(examples.labels)], -1)
+        return loss | {"pearson": _value(pearson(), columns), "spearman": _value(spearman(), columns)}
+    right, best = torch.tensor(examples.labels), outputs.argmax(-1)
+    count = len(examples.classes)
+    columns = confusion(right, best, count)
+    found = loss | {"accuracy": float((right == best).double().mean()), "matthews": _value(matthews(count), columns)}
+    return found | ({"f1": _value(f1(), columns)} if count == 2 else {})
+
+
+def _value(statistic: Statistic, columns: Tensor) -> float:
+    return float(statistic.of_means(*statistic.prepared(columns).double().mean(0)))

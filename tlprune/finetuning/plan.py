@@ -1,0 +1,127 @@
+"""What a fine-tuning does: its settings, its rate in each step, and which examples each step sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+# What may differ between a run and the one that goes on after it.
+FREE = ("out", "data_dir", "checkpoint_every", "device")
+_POOL = 50  # batches whose examples are sorted by length together
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Fine-tune a Hugging Face model on labelled sentences or pairs.
+
+    Examples for the choice of the best step (dev) are held out of the training set; the test set is looked at once, at
+    the end. A run that was stopped goes on when the same command is given again, on a CPU bit for bit.
+
+    Attributes:
+        model: a local Hugging Face directory or a name on the hub.
+        out: directory for the model, its tokenizer, metrics.jsonl and tlprune.json.
+        task: sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws or paws-qqp.
+        data_dir: folder of its files; by default the one in TLPRUNE_DATA, else the hub.
+        train: the part to train on.
+        test: the part for the figures at the end.
+        train_count: training examples, drawn by the seed; all by default.
+        dev_count: examples held out of the training part.
+        test_count: examples of the test part; all by default.
+        seed: of the draws, a new classifier's weights, the order of examples and dropout.
+        rate: highest learning rate, of AdamW.
+        batch_size: examples per step.
+        epochs: passes through the training examples.
+        warmup: share of the steps in which the rate rises; it then falls linearly to 0.
+        weight_decay: of all but biases and norms.
+        clip: largest gradient norm.
+        max_length: tokens per prompt; longer ones are cut.
+        evaluations: measurements on dev per epoch.
+        checkpoint_every: steps between checkpoints, the most that a killed process loses.
+        precision: no for that of the weights, or bf16 for products on a GPU.
+        device: cpu, or whatever accelerate finds.
+    """
+
+    model: str
+    out: Path
+    task: str = "sst2"
+    data_dir: Path | None = None
+    train: str = "train"
+    test: str = "dev"
+    train_count: int | None = None
+    dev_count: int = 500
+    test_count: int | None = None
+    seed: int = 0
+    rate: float = 5e-5
+    batch_size: int = 32
+    epochs: int = 3
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    max_length: int = 128
+    evaluations: int = 2
+    checkpoint_every: int = 200
+    precision: Literal["no", "bf16"] = "no"
+    device: Literal["cpu", "found"] = "found"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "evaluations", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 but is {getattr(self, name)}. Give a larger number.")
+        if not 0 < self.rate < 1 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"rate must lie between 0 and 1, and warmup be a share of the steps, but they are {self.rate} and "
+                f"{self.warmup}. Rates such as 5e-5 and a warmup of 0.06 are usual."
+            )
+
+    def fixed(self) -> dict[str, Any]:
+        """Settings that decide the result, as plain data."""
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+
+    def steps(self, examples: int) -> int:
+        """How many steps there are in all."""
+        return self.epochs * self.per_epoch(examples)
+
+    def per_epoch(self, examples: int) -> int:
+        return math.ceil(examples / self.batch_size)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the rate is multiplied with in a step, from 0: up in the warm-up, then down to nearly 0.
+
+        Example:
+            >>> plan = FineTune("bert", Path("out"), warmup=0.5)
+            >>> [plan.factor(step, 4) for step in range(4)]
+            [0.5, 1.0, 1.0, 0.5]
+        """
+        rising = math.ceil(self.warmup * steps)
+        return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
+
+    def measured(self, step: int, examples: int) -> bool:
+        """Whether dev is measured after so many steps: so often per epoch, its end always."""
+        every = math.ceil(self.per_epoch(examples) / self.evaluations)
+        place = step % self.per_epoch(examples)
+        return place == 0 or place % every == 0
+
+
+def batches(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Each example once, in batches of about one length, so that little is spent on padding.
+
+    The order is random, then within each stretch of some batches by length; the batches are in random order again. It
+    depends on seed and epoch alone, so a run that goes on needs to know its step only.
+
+    Example:
+        >>> sorted(map(sorted, batches([9, 1, 8, 2], 2, seed=0, epoch=0)))
+        [[0, 2], [1, 3]]
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pools = [order[start : start + size * _POOL] for start in range(0, len(order), size * _POOL)]
+    order = [row for pool in pools for row in sorted(pool, key=lambda row: lengths[row])]
+    found = [order[start : start + size] for start in range(0, len(order), size)]
+    return [found[place] for place in torch.randperm(len(found), generator=generator).tolist()]

@@ -1,0 +1,183 @@
+"""The steps of a fine-tuning, and the state between two of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlprune.files import read_tensors, write_tensors
+from tlprune.finetuning.measuring import figures_of, inputs_of, loss_of, outputs_on
+from tlprune.finetuning.plan import FineTune, batches
+from tlprune.learning.settings import differences
+from tlprune.tasks.labelled.data import Labelled
+from tlprune.tasks.labelled.encoding import Encoded, encode
+
+CHECKPOINT = "checkpoint.safetensors"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Best:
+    """The best figure on dev so far.
+
+    Attributes:
+        figure: the highest.
+        step: after how many steps it was measured; 0: never.
+        dev: all figures at that step.
+    """
+
+    figure: float = -math.inf
+    step: int = 0
+    dev: dict[str, float] = field(default_factory=dict)
+
+
+class Training:
+    """A model on its way.
+
+    Args:
+        model: a Hugging Face model for sequence classification.
+        tokenizer: its own.
+        splits: examples under ``"train"`` and ``"validation"``.
+        plan: the settings.
+        by: the figure that is to be high on dev.
+        accelerator: of ``accelerate``: places the model, its precision and its backward pass.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, splits: Mapping[str, Labelled], plan: FineTune, *, by: str, accelerator: Any
+    ) -> None:
+        self.plan, self.tokenizer, self.splits, self.by, self.accelerator = plan, tokenizer, splits, by, accelerator
+        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.rate)
+        self.model, self.optimiser = accelerator.prepare(model, optimiser)
+        self.own, self.adam = model, optimiser
+        self.rows = {name: self.encoded(name) for name in ("train", "validation")}
+        self.steps = plan.steps(len(splits["train"]))
+        self.order = lru_cache(1)(self._order)
+        self.done, self.best = 0, Best()
+
+    def encoded(self, split: str) -> list[Encoded]:
+        """Token ids of a split."""
+        return encode(self.tokenizer, self.splits[split].prompts(), max_length=self.plan.max_length)
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        lengths = [len(row) for row in self.rows["train"]]
+        return batches(lengths, self.plan.batch_size, seed=self.plan.seed, epoch=epoch)
+
+    def step(self) -> dict[str, Any]:
+        """Take the next step and return its record."""
+        epoch, place = divmod(self.done, self.plan.per_epoch(len(self.splits["train"])))
+        # Dropout follows from seed and step alone, so a run that goes on needs no state of a generator.
+        torch.manual_seed(1_000_003 * self.plan.seed + self.done)
+        rate = self.plan.rate * self.plan.factor(self.done, self.steps)
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        loss = self._descend(self.order(epoch)[place])
+        self.done += 1
+        return {"step": self.done, "epoch": epoch + 1, "loss": loss, "rate": rate}
+
+    def _descend(self, chosen: list[int]) -> float:
+        self.model.train()
+        rows = [self.rows["train"][row] for row in chosen]
+        outputs = self.model(**inputs_of(rows, self.tokenizer, self.accelerator.device)).logits
+        loss = loss_of(outputs, self.splits["train"].rows(chosen))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"Fine-tuning needs finite numbers but step {self.done + 1} has a loss of {value}. Lower the rate, or "
+                "give precision=no."
+            )
+        self.optimiser.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        self.optimiser.step()
+        return value
+
+    def figures(self, split: str) -> dict[str, float]:
+        """Of the model as it is, on one of the splits."""
+        rows = self.rows[split] if split in self.rows else self.encoded(split)
+        outputs = outputs_on(self.model, rows, self.tokenizer, device=self.accelerator.device)
+        return figures_of(outputs, self.splits[split])
+
+    def measure(self, folder: Path) -> dict[str, float]:
+        """Figures on dev; the weights are kept in the folder if they are the best so far."""
+        found = self.figures("validation")
+        figure = -math.inf if math.isnan(found[self.by]) else found[self.by]
+        if figure > self.best.figure or not self.best.step:
+            self.best = Best(figure, self.done, found)
+            write_tensors(folder / _best_name(self.done), self.own.state_dict(), {"step": self.done})
+        return found
+
+    # ---- on the disk
+
+    def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Write everything that the run needs to go on; the last checkpoint stays until this one is whole."""
+        tensors = {f"model.{name}": value for name, value in self.own.state_dict().items()}
+        for name, parameter in self.own.named_parameters():
+            moments = self.adam.state.get(parameter, {})
+            tensors |= {f"{kind}.{name}": torch.as_tensor(moments[kind]) for kind in MOMENTS if kind in moments}
+        best = {**vars(self.best), "figure": self.best.figure if math.isfinite(self.best.figure) else None}
+        facts = {"done": self.done, "best": best, "settings": dict(settings)}
+        write_tensors(folder / CHECKPOINT, _apart(tensors), facts)
+        for path in folder.glob(_best_name("*")):
+            if path.name != _best_name(self.best.step):
+                path.unlink()
+
+    def resume(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Go on from the folder's checkpoint.
+
+        Raises:
+            ValueError: it is not whole, or of a run with other settings or data.
+        """
+        tensors, facts = read_tensors(folder / CHECKPOINT, "checkpoint of a fine-tuning")
+        if found := differences(facts["settings"], settings):
+            raise ValueError(
+                f"A run can go on from its own checkpoint only, but that in {folder} was written with another "
+                f"{'; '.join(found)}. Give the same settings, or another directory with --out."
+            )
+        parts = {kind: _part(tensors, kind) for kind in ("model", *MOMENTS)}
+        self.own.load_state_dict(parts["model"])
+        for name, parameter in self.own.named_parameters():
+            if name in parts["exp_avg"]:
+                own = {kind: parts[kind][name] for kind in MOMENTS}
+                self.adam.state[parameter] = {k: v.to(parameter.device) if v.dim() else v for k, v in own.items()}
+        best = facts["best"]
+        figure = -math.inf if best["figure"] is None else best["figure"]
+        self.done, self.best = facts["done"], Best(figure, best["step"], best["dev"])
+
+    def put_back_best(self, folder: Path) -> None:
+        """Give the model the weights that were best on dev."""
+        tensors, _ = read_tensors(folder / _best_name(self.best.step), "file of weights")
+        self.own.load_state_dict(tensors)
+
+
+def clear(folder: Path) -> None:
+    """Remove what only a run that is under way needs."""
+    for path in (folder / CHECKPOINT, *folder.glob(_best_name("*"))):
+        path.unlink(missing_ok=True)
+
+
+def _best_name(step: int | str) -> str:
+    return f"best-{step}.safetensors"
+
+
+def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory, as tied weights do, each with its own."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def _groups(model: Any, plan: FineTune) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norms, which have one axis, do not."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    return [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,0 +1,1 @@
+"""Labelled sentences and pairs, and tasks of them for models that classify."""
