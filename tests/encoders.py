@@ -93,3 +93,36 @@ def call(model: Any, tokens: Tokens, **options: Any) -> Any:
 def call_hf(model: Any, tokens: Tokens, **options: Any) -> Any:
     """A Hugging Face encoder's output."""
     return model(tokens.ids, attention_mask=tokens.attention_mask, token_type_ids=tokens.token_types, **options)
+
+
+def plain_encoder(dtype: torch.dtype = torch.float64) -> Any:
+    """TransformerLens' own HookedEncoder, which predicts masked words, with random parameters."""
+    from transformer_lens import HookedEncoder, HookedTransformerConfig
+
+    from tlprune.models.transformer_lens import quiet_construction
+
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=24, n_ctx=16, d_head=6, n_heads=4, d_mlp=20, d_vocab=VOCABULARY, act_fn="gelu",
+        attention_dir="bidirectional", eps=1e-5, dtype=dtype, device="cpu", init_weights=False, model_name="plain",
+    )  # fmt: skip
+    with quiet_construction():
+        model = HookedEncoder(config)
+    randomise(model, seed=3)
+    return model.eval()
+
+
+@cache
+def kept_encoder(name: str, dtype: torch.dtype = torch.float64) -> Any:
+    """A model of a name in ``ENCODERS``, for tests that leave it as it is."""
+    from tlprune.models.converters.encoders import encoder_from_huggingface
+
+    if name == "bert mean":
+        return encoder_from_huggingface(hf_model_of("bert", dtype), pooling="mean")
+    return plain_encoder(dtype) if name == "plain" else encoder_of(name, dtype)
+
+
+# One for each way in which a masked run differs: head, position table, norm, activation.
+ENCODERS = (
+    *("plain", "bert classes", "bert number", "bert words", "bert choices", "bert", "bert mean"),
+    *("roberta classes", "roberta words"),
+)

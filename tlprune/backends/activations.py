@@ -51,7 +51,7 @@ class Activations:
         heads: ``z`` of each block, ``(example, pos, head, d_head)``.
         mlps: MLP output of each block, ``(example, pos, d_model)``; empty for attention-only models.
         streams: the residual stream at each set of readers in graph order, ``(example, pos, d_model)``; empty where
-            nobody asked for them.
+            nobody asked for them, and in post-norm models, whose streams are no sums.
         neurons: MLP activations behind activation function and gate, ``(example, pos, d_mlp)``, by layer.
         relative: the numbers are what is *added* to an ablated activation, instead of what replaces it.
         sent: ``z / s`` of each block, where a norm behind attention divides the sum of its heads by ``s``; so a head
@@ -256,7 +256,10 @@ class Backend(Protocol):
         ...
 
     def constants(self) -> list[Float[Tensor, "d_model"]]:
-        """What no edge carries: for each set of readers the sum of attention output biases before it."""
+        """What no edge carries: for each set of readers the sum of attention output biases before it.
+
+        Empty for post-norm models.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:

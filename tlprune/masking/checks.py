@@ -56,7 +56,7 @@ def _check_nodes(group: Nodes, sites: Sites, backend: Backend) -> None:
     shape = backend.architecture
     known = {"embed", "pos_embed"} if _separate(sites) else {"input", "embed", "pos_embed"}
     known |= {f"a{layer}" for layer in range(shape.n_layers)} | set(Graph(shape).writers[1:])
-    if "edges" in sites.kinds and not _separate(sites):
+    if shape.post_norm or ("edges" in sites.kinds and not _separate(sites)):
         known -= {"embed", "pos_embed"}
     strange = [name for name in group.names if name not in known]
     if strange:

@@ -178,9 +178,9 @@ class HeadedEncoder(_hooked_encoder()):
         return logits.view(shape) if self.head.kind == "multiple_choice" and len(shape) > 1 else logits
 
     def logits_of(
-        self, states: Float[Tensor, "example pos d_model"], mask: Int[Tensor, "example pos"] | None
+        self, states: Float[Tensor, "example read d_model"], mask: Int[Tensor, "example pos"] | None
     ) -> Float[Tensor, "example *rest"]:
-        """What the head says of last states."""
+        """What the head says of last states: all of them where it pools, any of them where it names words."""
         if self.head.kind == "masked_lm":
             return self.unembed(self.mlm_head(states))
         pooled = self.pooler(states) if self.head.pooling == "first" else mean_state(states, mask)
