@@ -16,10 +16,11 @@ from tlprune.backends.activations import Activations, Edits, Point, Wanted
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.masking.ablation import Ablation, Resample
+from tlprune.masking.beside import Beside
 from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
 from tlprune.masking.discovered import ablation_of_discovery
-from tlprune.masking.edges import Beside, run_edges
+from tlprune.masking.edges import run_edges
 from tlprune.masking.installing import installed_masks, refuse_installed
 from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
@@ -118,8 +119,8 @@ class Masked:
         corrupt: Tokens | Tensor | None = None,
         *,
         mask: Float[Tensor, "site"] | None = None,
-    ) -> tuple[Float[Tensor, "example pos vocab"], dict[str, Float[Tensor, "example pos d_model"]]]:
-        """Logits everywhere, and what each reader of the residual stream sees, by its name.
+    ) -> tuple[Float[Tensor, "example answer vocab"], dict[str, Float[Tensor, "example pos d_model"]]]:
+        """Logits everywhere (of prompts one row each), and what each reader of the residual stream sees, by its name.
 
         Under edge masks no reader reads the model's own stream, so TransformerLens' cache would not show it. Readers
         are called as in the graph: ``"a3.h1<q>"``, ``"m3"``, ``"logits"``. Nothing in the cache has a gradient.
