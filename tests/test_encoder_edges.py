@@ -3,6 +3,7 @@ readers and writers makes of it, in ordinary autograd, with padding and token ty
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -424,3 +425,19 @@ def test_counting_is_that_of_the_graph_and_of_the_documented_norms(monkeypatch: 
             run(masked, "bert classes", ones)
         assert sum(counted) == per_layer * 3 * 2 + 9 + 6
         assert backend_of(model).architecture.post_norm
+
+
+def test_no_readers_stream_is_kept_for_the_backward() -> None:
+    """Of a run with gradients only what writers sent is kept: no tensor has a stream for each of a block's readers."""
+    masked, kept = masked_of("bert classes", edges), []
+    mask = random_values(masked.sites).requires_grad_()
+    run(masked, "bert classes", mask.detach())
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(masked, "bert classes", mask)
+    assert len(kept) > 10
+    assert max(map(math.prod, kept)) < len(masked.graph.readers[0].names) * 3 * LENGTH * 24
