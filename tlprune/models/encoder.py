@@ -186,6 +186,11 @@ class HeadedEncoder(_hooked_encoder()):
         pooled = self.pooler(states) if self.head.pooling == "first" else mean_state(states, mask)
         return self.classifier(pooled) if self.head.classifies else pooled
 
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: str = "right") -> None:
+        """Take a tokenizer for strings."""
+        tokenizer.padding_side = default_padding_side
+        self.tokenizer = tokenizer
+
     def to_tokens(self, input: Any, move_to_device: bool = True, truncate: bool = True) -> Any:
         """Ids, token types (0 where the tokenizer has none) and attention mask of strings, or of pairs of strings."""
         if self.tokenizer is None:
