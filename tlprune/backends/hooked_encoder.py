@@ -228,7 +228,8 @@ class HookedEncoderBackend:
         return dict(self.model.named_parameters())
 
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
-        tensors = {f"model.{name}": change(self.parameters()[name].detach()) for name, change in changed.items()}
+        weights = self.parameters()
+        tensors = {f"model.{name}": change(weights[name].detach()) for name, change in changed.items()}
         return torch.func.functional_call(WeightCall(self.model, run), tensors, ())
 
     def projection(self, layer: int, convention: Convention) -> Projection:
