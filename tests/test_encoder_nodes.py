@@ -258,6 +258,20 @@ def test_an_installed_circuit_is_the_circuit_and_leaves_nothing(name: str) -> No
     assert not any(point._forward_hooks for point in model.hook_dict.values())
 
 
+@pytest.mark.parametrize("unit", ["row", "column"])
+def test_rows_and_columns_of_a_head_are_of_its_inputs_and_outputs(unit: Any) -> None:
+    """An ablated row of the classifier is a pooled number that is not read; a column is a class without a slope."""
+    model = kept_encoder("bert classes")
+    masked = Masked(model, Masks(weights(model, "classifier.W", unit=unit)))
+    mask = random_values(masked.sites)
+    pooled = cache_of(model, clean("bert classes"))["pooler.hook_pooler_out"]
+    weight, bias = model.classifier.W, model.classifier.b
+    expected = (pooled * mask) @ weight + bias if unit == "row" else (pooled @ weight) * mask + bias
+    found = masked(clean("bert classes"), corrupt("bert classes"), mask=mask)
+    assert len(mask) == (24 if unit == "row" else 3)
+    assert error(found, expected[:, None].detach()) <= 1e-12
+
+
 def test_a_fingerprint_is_of_the_weights() -> None:
     """A model read twice has one; what a head does not use does not count."""
     first, second = (backend_of(fresh_encoder("bert classes")).fingerprint() for _ in range(2))

@@ -123,18 +123,37 @@ def test_weights_are_rounded_where_another_precision_is_asked_for() -> None:
     assert error(model(prompts("bert classes").ids), hf_model.double()(prompts("bert classes").ids).logits) <= 1e-12
 
 
-def test_strings_go_through_the_tokenizer(testbed: Any) -> None:
-    """Also one without token types, and pairs."""
-    model = fresh_encoder("bert words", vocab_size=len(testbed))
-    texts = ["When John and Mary went", "John"]
-    tokenizer = copy.deepcopy(testbed)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "when", "john", "and", "mary", "went", "home")
+
+
+def tokenizer_of(**options: Any) -> Any:
+    import transformers
+
+    return transformers.BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}, **options)
+
+
+def test_strings_and_pairs_go_through_the_tokenizer() -> None:
+    model, hf_model = fresh_encoder("bert classes"), hf_model_of("bert classes")
     with pytest.raises(ValueError, match="Strings need a tokenizer"):
-        model(texts)
-    model.tokenizer = tokenizer
-    found = tokenizer(texts, return_tensors="pt", padding=True)
-    expected = call(model, Tokens(found["input_ids"], found["attention_mask"]))
+        model(["when john went"])
+    model.set_tokenizer(tokenizer_of())
+    for texts in (["when john and mary went home", "john"], [("john", "went home"), ("when mary went", "home")]):
+        found = tokenizer_of()(texts, return_tensors="pt", padding=True)
+        assert error(model(texts), hf_model(**found).logits) <= 1e-12
+    assert bool(found["token_type_ids"].any())
+    expected = model(found["input_ids"], one_zero_attention_mask=found["attention_mask"])
+    model.set_tokenizer(tokenizer_of(model_input_names=["input_ids", "attention_mask"]))
     assert torch.equal(model(texts), expected)
+
+
+def test_masked_words_are_filled_in() -> None:
+    model = fresh_encoder("bert words", vocab_size=len(WORDS))
+    model.set_tokenizer(tokenizer_of())
+    texts = ["john [MASK] home", "mary went [MASK]"]
+    ids = tokenizer_of()(texts, return_tensors="pt")["input_ids"]
+    best = model(ids)[ids == 4].argmax(-1)
+    expected = [f"Prediction {place}: {WORDS[number]}" for place, number in enumerate(best.tolist())]
+    assert model(texts, return_type="predictions") == expected
 
 
 def test_what_no_encoder_has_is_refused() -> None:

@@ -222,7 +222,7 @@ class HookedEncoderBackend:
 
     def matrices(self) -> list[Matrix]:
         shapes = {name: tuple(value.shape) for name, value in self.parameters().items()}
-        return [Matrix(name, shape, input_axes(name, len(shape))) for name, shape in shapes.items()]
+        return [Matrix(name, shape, _input_axes(name, len(shape))) for name, shape in shapes.items()]
 
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())
@@ -252,6 +252,11 @@ class HookedEncoderBackend:
     def fingerprint(self) -> dict[str, Any]:
         """Name and shape of the model, and a hash of a sample of every weight."""
         return {"name": self.model.cfg.model_name, "weights": weights_hash(self.parameters())}
+
+
+def _input_axes(name: str, axes: int) -> tuple[int, ...]:
+    """Which axes of a weight tensor count inputs; the matrices of heads are called ``W`` alone."""
+    return (0,) if name.endswith(".W") else input_axes(name, axes)
 
 
 def refuse_unsupported(config: Any) -> None:
