@@ -25,7 +25,9 @@ class Architecture:
         n_kv_heads: key/value heads per block; fewer than ``n_heads`` under grouped-query attention.
         has_mlp: ``False`` for attention-only models.
         parallel: attention and MLP of a block read the same stream (GPT-J, GPT-NeoX).
-        position_embedding: a learned position embedding is added to the token embedding.
+        position_embedding: a learned position embedding is added to the token embedding, and nothing mixes the two.
+        post_norm: each sum with an attention's or MLP's output is normalised (BERT), so that the residual stream is no
+            plain sum of writers; the ``input`` is the normalised embedding.
     """
 
     n_layers: int
@@ -34,10 +36,13 @@ class Architecture:
     has_mlp: bool = True
     parallel: bool = False
     position_embedding: bool = False
+    post_norm: bool = False
 
     @staticmethod
     def of(config: Any) -> Architecture:
-        """Read the six facts from a TransformerLens configuration."""
+        """Read the facts from a TransformerLens configuration; all its bidirectional models are encoders like BERT."""
+        if getattr(config, "attention_dir", "causal") == "bidirectional":
+            return Architecture(config.n_layers, config.n_heads, config.n_heads, post_norm=True)
         return Architecture(
             n_layers=config.n_layers,
             n_heads=config.n_heads,
@@ -126,6 +131,9 @@ class Graph:
         architecture: the model's shape.
         convention: what counts as an edge.
 
+    Raises:
+        ValueError: separate embeddings in a model that normalises their sum.
+
     Example:
         >>> gpt2 = Architecture(12, 12, 12, position_embedding=True)
         >>> Graph(gpt2).n_edges, Graph(gpt2, Convention("separate")).n_edges
@@ -139,6 +147,11 @@ class Graph:
     def __init__(self, architecture: Architecture, convention: Convention | None = None) -> None:
         self.architecture = architecture
         self.convention = convention or Convention()
+        if architecture.post_norm and self.convention.embeddings == "separate":
+            raise ValueError(
+                "Token and position embeddings can be told apart where readers see their sum, but this encoder "
+                "normalises it, which mixes them. Use embeddings='merged' or 'kept'."
+            )
         self.embeddings = self._embeddings()
         self.writers: tuple[str, ...] = tuple(self._writers())
         self.readers: tuple[Readers, ...] = tuple(self._readers())

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tlprune.backends.activations import Backend
+from tlprune.backends.hooked_encoder import HookedEncoderBackend
 from tlprune.backends.hooked_transformer import HookedTransformerBackend
+
+# By the name of a model's class, or of one that it is made from.
+BACKENDS: dict[str, Callable[[Any], Backend]] = {
+    "HookedTransformer": HookedTransformerBackend,
+    "HookedEncoder": HookedEncoderBackend,
+}
 
 
 def backend_of(model: Any) -> Backend:
@@ -14,9 +22,10 @@ def backend_of(model: Any) -> Backend:
     Raises:
         ValueError: no backend supports this kind of model.
     """
-    if "HookedTransformer" not in {base.__name__ for base in type(model).__mro__}:
-        raise ValueError(
-            f"tlprune needs a HookedTransformer but got {type(model).__name__}. Load one with tp.load(...) or "
-            "transformer_lens.HookedTransformer (TransformerLens 3.9)."
-        )
-    return HookedTransformerBackend(model)
+    for base in type(model).__mro__:
+        if base.__name__ in BACKENDS:
+            return BACKENDS[base.__name__](model)
+    raise ValueError(
+        f"tlprune needs a {' or a '.join(BACKENDS)} but got {type(model).__name__}. Load one with tp.load(...) or "
+        "transformer_lens.HookedTransformer (TransformerLens 3.9)."
+    )

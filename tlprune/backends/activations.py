@@ -18,7 +18,8 @@ from tlprune.task import Tokens
 Norm = Literal["layer", "rms", "none"]
 # Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); and what norms
 # divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0), and, where what attention and MLP wrote is
-# normalised before it is added, ("attention_post_norm" | "mlp_post_norm", layer).
+# normalised before it is added, ("attention_post_norm" | "mlp_post_norm", layer). A norm's edit gives a scale for all
+# positions.
 Point = tuple[str, int]
 Edits = Mapping[Point, Callable[[Tensor], Tensor]]
 
@@ -50,7 +51,7 @@ class Activations:
         heads: ``z`` of each block, ``(example, pos, head, d_head)``.
         mlps: MLP output of each block, ``(example, pos, d_model)``; empty for attention-only models.
         streams: the residual stream at each set of readers in graph order, ``(example, pos, d_model)``; empty where
-            nobody asked for them.
+            nobody asked for them, and in post-norm models, whose streams are no sums.
         neurons: MLP activations behind activation function and gate, ``(example, pos, d_mlp)``, by layer.
         relative: the numbers are what is *added* to an ablated activation, instead of what replaces it.
         sent: ``z / s`` of each block, where a norm behind attention divides the sum of its heads by ``s``; so a head
@@ -255,7 +256,10 @@ class Backend(Protocol):
         ...
 
     def constants(self) -> list[Float[Tensor, "d_model"]]:
-        """What no edge carries: for each set of readers the sum of attention output biases before it."""
+        """What no edge carries: for each set of readers the sum of attention output biases before it.
+
+        Empty for post-norm models.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:

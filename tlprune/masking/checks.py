@@ -49,7 +49,8 @@ def check_model(backend: Backend, circuit: Circuit, ablation: Ablation) -> None:
 def _other_function(backend: Backend, known: Mapping[str, Any]) -> str | None:
     """Why this is not the known model processed otherwise, if it is not."""
     dtypes = {known.get("processing", {}).get("dtype"), processing(backend)["dtype"]}
-    if known.get("signature") is None or not dtypes <= {"float32", "float64"}:
+    processed = not backend.architecture.post_norm and dtypes <= {"float32", "float64"}
+    if known.get("signature") is None or not processed:
         return "which has other weights"
     now = signature(backend)
     same = len(known["signature"]) == len(now.values) and all(
@@ -99,7 +100,7 @@ def _check_nodes(group: Nodes, sites: Sites, backend: Backend) -> None:
     shape = backend.architecture
     known = {"embed", "pos_embed"} if _separate(sites) else {"input", "embed", "pos_embed"}
     known |= {f"a{layer}" for layer in range(shape.n_layers)} | set(Graph(shape).writers[1:])
-    if "edges" in sites.kinds and not _separate(sites):
+    if shape.post_norm or ("edges" in sites.kinds and not _separate(sites)):
         known -= {"embed", "pos_embed"}
     strange = [name for name in group.names if name not in known]
     if strange:

@@ -71,6 +71,8 @@ class Constant(nn.Module):
     def _streams(self, backend: Backend) -> Iterator[Float[Tensor, "1 1 d_model"]]:
         """What each set of readers receives with every edge ablated: constants before it, and what no edge carries."""
         shape, carried = backend.architecture, iter(backend.constants())
+        if shape.post_norm:
+            return
         total, heads = torch.stack(list(self.embeddings)).sum(0), self.sent or self.heads
         for layer in range(shape.n_layers):
             yield total + next(carried)

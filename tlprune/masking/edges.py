@@ -7,38 +7,23 @@ residual stream of the replacing run (``Activations.streams``); the third is one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tlprune.backends.activations import Activations, Backend, Edits, Projection
+from tlprune.backends.activations import Activations, Backend, Projection
 from tlprune.graph import Graph, Readers
+from tlprune.masking.beside import Beside
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
+from tlprune.masking.post_norm_edges import PostNormCall
 from tlprune.masking.workspace import Pool, Workspace
 from tlprune.task import Tokens
 
 MaskValues = Float[Tensor, "*lead edge"]
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What else is different in a run under edge masks.
-
-    Attributes:
-        edits: changes of what writers send, made before edges carry it, and of what norms divide by.
-        outputs: output projections of the run that gave the replacements, layer by layer, if not this model's.
-        scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
-        seen: filled with what each reader sees, ``(example, pos, d_model)``, by the reader's name.
-    """
-
-    edits: Edits = field(default_factory=dict)
-    outputs: Sequence[Tensor] | None = None
-    scales: Mapping[int, Tensor] = field(default_factory=dict)
-    seen: dict[str, Tensor] | None = None
 
 
 def run_edges(
@@ -71,10 +56,26 @@ def run_edges(
     """
     _check_mask(mask, graph, tokens)
     beside = beside or Beside()
-    call = EdgeCall(backend, graph, tokens.ids.shape, mask, replaced, pool=pool or Pool(), beside=beside)
+    call = edge_call(backend, graph, tokens.ids.shape, mask, replaced, pool=pool or Pool(), beside=beside)
     logits = backend.steer(tokens, call, graph.convention, positions, beside.edits)
     call.check_complete()
     return logits
+
+
+def edge_call(
+    backend: Backend,
+    graph: Graph,
+    lead: Sequence[int],
+    mask: Tensor,
+    replaced: Activations,
+    *,
+    pool: Pool,
+    beside: Beside,
+) -> EdgeCall | PostNormCall:
+    """The engine of one run, as the model's norms ask for it; ``lead`` is the number of examples and of positions."""
+    if graph.architecture.post_norm:
+        return PostNormCall(backend, graph, lead, mask, replaced, beside=beside)
+    return EdgeCall(backend, graph, lead, mask, replaced, pool=pool, beside=beside)
 
 
 def _check_mask(mask: Tensor, graph: Graph, tokens: Tokens) -> None:

@@ -162,7 +162,7 @@ def mix(mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
     differences = workspace.differences[: mask.shape[-1]]
     rounded = mask.to(differences.dtype)
     if mask.dim() > 2:
-        return base + torch.einsum(f"{_axes(mask)}rw,wbpd->rbpd", _squeezed(rounded), differences).to(base.dtype)
+        return base + torch.einsum(f"{lead_axes(mask)}rw,wbpd->rbpd", without_ones(rounded), differences).to(base.dtype)
     if differences.dtype == base.dtype:
         mixed = torch.addmm(base.reshape(1, -1), rounded, differences.flatten(1))
     else:
@@ -176,8 +176,8 @@ def backward_of_mix(mask: Tensor, gradient: Tensor, workspace: Workspace, *, wan
     differences = workspace.differences[:width]
     rounded, gradient = mask.to(differences.dtype), gradient.to(differences.dtype)
     if mask.dim() > 2:
-        axes = _axes(mask)
-        workspace.add_gradient(width, torch.einsum(f"{axes}rw,rbpd->wbpd", _squeezed(rounded), gradient))
+        axes = lead_axes(mask)
+        workspace.add_gradient(width, torch.einsum(f"{axes}rw,rbpd->wbpd", without_ones(rounded), gradient))
         if not wanted:
             return None
         return torch.einsum(f"rbpd,wbpd->{axes}rw", gradient, differences).view(mask.shape).to(mask.dtype)
@@ -186,11 +186,11 @@ def backward_of_mix(mask: Tensor, gradient: Tensor, workspace: Workspace, *, wan
     return torch.mm(flat, differences.flatten(1).T).to(mask.dtype) if wanted else None
 
 
-def _axes(mask: Tensor) -> str:
+def lead_axes(mask: Tensor) -> str:
     """Einsum letters of the mask's leading axes: b for examples, p for positions; axes of size 1 are dropped."""
     leading = "b" if mask.dim() == 3 else "bp"
     return "".join(letter for letter, size in zip(leading, mask.shape, strict=False) if size > 1)
 
 
-def _squeezed(mask: Tensor) -> Tensor:
+def without_ones(mask: Tensor) -> Tensor:
     return mask.reshape(*(size for size in mask.shape[:-2] if size > 1), *mask.shape[-2:])

@@ -92,6 +92,15 @@ def _fold_embedding(
         parameters[kept_at_zero] *= mask
 
 
+def _fold_input(parameters: dict[str, Tensor], point: Point, mask: Tensor, other: Tensor) -> None:
+    if "embed.embed.W_E" not in parameters:
+        return _fold_embedding(parameters, point, mask, other, name="embed.W_E", kept_at_zero="pos_embed.W_pos")
+    # An encoder normalises the sum of its embeddings, and the norm's gain and shift come last.
+    parameters["embed.ln.w"] *= mask
+    parameters["embed.ln.b"] = other + mask * (parameters["embed.ln.b"] - other)
+    return None
+
+
 def _of_mlp(point: Point) -> tuple[str, str]:
     return f"blocks.{point[1]}.mlp.W_out", f"blocks.{point[1]}.mlp.b_out"
 
@@ -102,5 +111,5 @@ _FOLD: dict[str, Callable[[dict[str, Tensor], Point, Tensor, Tensor], None]] = {
     "mlp": _fold_mlp,
     "embed": partial(_fold_embedding, name="embed.W_E"),
     "pos_embed": partial(_fold_embedding, name="pos_embed.W_pos"),
-    "input": partial(_fold_embedding, name="embed.W_E", kept_at_zero="pos_embed.W_pos"),
+    "input": _fold_input,
 }

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlprune.masking.edges import Beside, EdgeCall
+from tlprune.masking.beside import Beside
+from tlprune.masking.edges import EdgeCall, edge_call
 from tlprune.masking.nodes import node_edits
+from tlprune.masking.post_norm_edges import PostNormCall
 from tlprune.masking.workspace import Pool
 from tlprune.task import Tokens
 
@@ -45,8 +47,8 @@ def installed_masks(masked: Any) -> Iterator[Any]:
         if "edges" in parts:
             pool, beside = Pool(most=1), Beside(edits, outputs)
 
-            def start(lead: tuple[int, ...]) -> EdgeCall:
-                return EdgeCall(backend, sites.graph, lead, parts["edges"], replaced, pool=pool, beside=beside)
+            def start(lead: tuple[int, ...]) -> EdgeCall | PostNormCall:
+                return edge_call(backend, sites.graph, lead, parts["edges"], replaced, pool=pool, beside=beside)
 
             stack.enter_context(backend.steered(_Renewed(start), sites.graph.convention, edits))
         else:
@@ -74,12 +76,12 @@ def refuse_what_needs_prompts(masked: Any, what: str) -> None:
 class _Renewed:
     """A ``Steering`` that starts anew with each run of the model."""
 
-    def __init__(self, start: Callable[[tuple[int, ...]], EdgeCall]) -> None:
+    def __init__(self, start: Callable[[tuple[int, ...]], EdgeCall | PostNormCall]) -> None:
         self.start = start
-        self.call: EdgeCall | None = None
+        self.call: EdgeCall | PostNormCall | None = None
 
     @property
-    def running(self) -> EdgeCall:
+    def running(self) -> EdgeCall | PostNormCall:
         assert self.call is not None
         return self.call
 

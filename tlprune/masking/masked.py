@@ -12,14 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tlprune.backends import backend_of
-from tlprune.backends.activations import Activations, Edits, Point, Wanted, select
+from tlprune.backends.activations import Activations, Edits, Point, Wanted
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.masking.ablation import Ablation, Resample
+from tlprune.masking.beside import Beside
 from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
 from tlprune.masking.discovered import ablation_of_discovery
-from tlprune.masking.edges import Beside, run_edges
+from tlprune.masking.edges import run_edges
 from tlprune.masking.installing import installed_masks, refuse_installed
 from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
@@ -118,8 +119,8 @@ class Masked:
         corrupt: Tokens | Tensor | None = None,
         *,
         mask: Float[Tensor, "site"] | None = None,
-    ) -> tuple[Float[Tensor, "example pos vocab"], dict[str, Float[Tensor, "example pos d_model"]]]:
-        """Logits everywhere, and what each reader of the residual stream sees, by its name.
+    ) -> tuple[Float[Tensor, "example answer vocab"], dict[str, Float[Tensor, "example pos d_model"]]]:
+        """Logits everywhere (of prompts one row each), and what each reader of the residual stream sees, by its name.
 
         Under edge masks no reader reads the model's own stream, so TransformerLens' cache would not show it. Readers
         are called as in the graph: ``"a3.h1<q>"``, ``"m3"``, ``"logits"``. Nothing in the cache has a gradient.
@@ -156,7 +157,7 @@ class Masked:
     ) -> Tensor:
         parts = self.parts(values, spans)
         scales = self.backend.norm_scales(tokens) if self.norm == "frozen" else {}
-        edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales, positions)}
+        edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales)}
 
         def run() -> Tensor:
             if "edges" not in parts:
@@ -285,10 +286,9 @@ def masked_circuit(model: Any, circuit: Circuit, ablation: Ablation | None) -> M
     return masked
 
 
-def _fixed(scales: Mapping[Point, Tensor], positions: Tensor | None) -> Edits:
-    """Norms that divide by given scales; the last one runs where logits are wanted only."""
-    chosen = {p: select(scale, positions) if p[0] == "final_norm" else scale for p, scale in scales.items()}
-    return {point: lambda _, scale=scale: scale for point, scale in chosen.items()}
+def _fixed(scales: Mapping[Point, Tensor]) -> Edits:
+    """Norms that divide by given scales."""
+    return {point: lambda _, scale=scale: scale for point, scale in scales.items()}
 
 
 def _of_attention(scales: Mapping[Point, Tensor]) -> dict[int, Tensor]:

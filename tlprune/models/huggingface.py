@@ -30,7 +30,8 @@ def from_huggingface(
     Args:
         model: a transformers model, or a directory that ``save_pretrained`` wrote: of class GPT2LMHeadModel,
             GPTNeoXForCausalLM (Pythia), LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
-            GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM.
+            GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM; or an encoder: BertForSequenceClassification,
+            BertForMaskedLM, BertForMultipleChoice, BertModel, or the same of Roberta.
         device: where to put the result; by default a GPU if there is one.
         dtype: of its weights; by default the given model's own, float32 for a directory.
         tokenizer: to use; by default the directory's own, none for a model.

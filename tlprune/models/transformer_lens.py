@@ -37,5 +37,5 @@ def build(**settings: Any) -> Any:
 def quiet_construction() -> Iterator[None]:
     """Leave out the notice that TransformerLens 3.9 gives at every construction."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Hooked(Transformer|Encoder) is deprecated", DeprecationWarning)
         yield

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tlprune.models.converters.decoders import DECODERS
+from tlprune.models.converters.encoders import ENCODERS
 from tlprune.models.converters.layout import Converter
 
-# From the name of the transformers class to what converts it. Encoders go beside the decoders, in a table of their own.
-CONVERTERS: dict[str, Converter] = {**DECODERS}
+# From the name of the transformers class to what converts it.
+CONVERTERS: dict[str, Converter] = {**DECODERS, **ENCODERS}

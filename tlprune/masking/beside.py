@@ -1,0 +1,27 @@
+"""What a run under edge masks has beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tlprune.backends.activations import Edits
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What else is different in a run under edge masks.
+
+    Attributes:
+        edits: changes of what writers send, made before edges carry it, and of what norms divide by.
+        outputs: output projections of the run that gave the replacements, layer by layer, if not this model's.
+        scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
+        seen: filled with what each reader sees, ``(example, pos, d_model)``, by the reader's name.
+    """
+
+    edits: Edits = field(default_factory=dict)
+    outputs: Sequence[Tensor] | None = None
+    scales: Mapping[int, Tensor] = field(default_factory=dict)
+    seen: dict[str, Tensor] | None = None
