@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import pytest
 import torch
 from encoders import LENGTH, VOCABULARY, call, fresh_encoder
 from hooked import NEEDS_HOOKED_TRANSFORMER
@@ -76,3 +78,20 @@ def test_a_circuit_comes_back_from_a_file_as_it_was(tmp_path: Any) -> None:
     batch = batch_of(model, 4, seed=9)
     assert torch.equal(again.on(model)(batch), circuit.on(model)(batch))
     assert again.on(model)(batch).shape == (4, 1, 3)
+
+
+def test_a_circuit_belongs_to_the_function_of_its_model() -> None:
+    """Another precision is the same; a gain moved from a norm to what reads it elsewhere is not: it stands behind."""
+    model = classifier()
+    with torch.no_grad():
+        model.blocks[0].ln1.b.zero_()
+    circuit = tp.EdgePruning(edges=2, steps=1).find(model, task_of(model))
+    batch = batch_of(model, 4, seed=9)
+    exact = copy.deepcopy(model).to(torch.float64, print_details=False)
+    assert (circuit.on(exact)(batch) - circuit.on(model)(batch)).abs().max() <= 1e-4
+    with torch.no_grad():
+        model.blocks[0].ln1.w *= 2
+        for name in ("W_Q", "W_K", "W_V"):
+            getattr(model.blocks[0].attn, name).div_(2)
+    with pytest.raises(ValueError, match="which computes something else"):
+        circuit.on(model)

@@ -56,10 +56,14 @@ def signature(backend: Backend) -> Signature:
 
     Folding and centring only move numbers between parameters, or along directions that a norm or a softmax removes. So
     reading weights are multiplied with the gain of their norm, their biases include its shift, output biases include
-    what value biases write, and ``u`` and ``v`` are orthogonal to what centring takes away.
+    what value biases write, and ``u`` and ``v`` are orthogonal to what centring takes away. Of post-norm models nothing
+    can be folded or centred, so each weight counts as it is.
     """
     parameters, centred = backend.parameters(), NORMS[backend.model.cfg.normalization_type] == "layer"
-    sums = [number for name in sorted(parameters) for number in _numbers(name, parameters, centred=centred)]
+    if backend.architecture.post_norm:
+        sums = [_sum(value.reshape(-1, value.shape[-1])) for _, value in sorted(parameters.items())]
+    else:
+        sums = [number for name in sorted(parameters) for number in _numbers(name, parameters, centred=centred)]
     values, scales = zip(*sums, strict=True)
     return Signature(values, scales)
 
