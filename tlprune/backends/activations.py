@@ -17,7 +17,7 @@ from tlprune.task import Tokens
 
 Norm = Literal["layer", "rms", "none"]
 # Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); and what norms
-# divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0).
+# divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0). A norm's edit gives a scale for all positions.
 Point = tuple[str, int]
 Edits = Mapping[Point, Callable[[Tensor], Tensor]]
 

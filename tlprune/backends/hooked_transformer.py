@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from tlprune.backends.activations import (
     FOR_EDGES,
@@ -22,6 +20,20 @@ from tlprune.backends.activations import (
     Wanted,
     select,
 )
+from tlprune.backends.calls import (
+    AttentionReads,
+    Hook,
+    WeightCall,
+    Writes,
+    check_met,
+    edit_at,
+    frozen,
+    hooked,
+    input_axes,
+    passed,
+    stored,
+    weights_hash,
+)
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
@@ -30,7 +42,6 @@ NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", 
 # Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
 UNUSED_STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result", "ln1.")
 UNUSED_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
-Hook = Callable[[Tensor], Tensor | None]
 
 
 class HookedTransformerBackend:
@@ -68,7 +79,7 @@ class HookedTransformerBackend:
     def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
         seen: dict[str, Tensor] = {}
         names = self._observed(wanted)
-        with self._hooks([(name, _store(seen, name), False) for name in names]):
+        with hooked(self.model.hook_dict, [(name, stored(seen, name), False) for name in names]):
             self._forward(tokens, stop_at_layer=self.architecture.n_layers)
         layers = range(self.architecture.n_layers)
         return Activations(
@@ -87,7 +98,7 @@ class HookedTransformerBackend:
         points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
         seen: dict[str, Tensor] = {}
         names = [self._point(point) for point in points]
-        with self._hooks([(name, _store(seen, name), False) for name in names]):
+        with hooked(self.model.hook_dict, [(name, stored(seen, name), False) for name in names]):
             self._forward(tokens)
         return {point: seen[name] for point, name in zip(points, names, strict=True)}
 
@@ -103,9 +114,11 @@ class HookedTransformerBackend:
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
         met: set[Point] = set()
-        hooks: list[tuple[str, Hook, bool]] = [(self._point(point), _edit(edits, point, met), False) for point in edits]
+        hooks: list[tuple[str, Hook, bool]] = []
+        for point in edits:
+            hooks.append((self._point(point), _edit(edits, point, met, positions), False))
         hooks.append((self._last_point(), lambda stream: select(stream, positions), False))
-        with self._hooks(hooks), self._frozen():
+        with hooked(self.model.hook_dict, hooks), frozen(self.model):
             yield met
 
     def _point(self, point: Point) -> str:
@@ -165,36 +178,36 @@ class HookedTransformerBackend:
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
         hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
         norms = [point for point in edits if point[0] in ("mlp_norm", "final_norm")]
-        hooks += [(self._point(point), _edit(edits, point, met), False) for point in norms]
-        with self._hooks(hooks), self._flags(convention), self._frozen():
+        hooks += [(self._point(point), _edit(edits, point, met, positions), False) for point in norms]
+        with hooked(self.model.hook_dict, hooks), self._flags(convention), frozen(self.model):
             yield met
 
     def _embedding_hooks(
         self, steering: Steering, convention: Convention, edits: Edits, met: set[Point]
     ) -> list[tuple[str, Hook, bool]]:
         if convention.embeddings != "separate":
-            edit = _edit(edits, ("input", 0), met)
+            edit = edit_at(edits, ("input", 0), met)
             return [("blocks.0.hook_resid_pre", lambda value: steering.embedding(0, edit(value)), True)]
         result: list[tuple[str, Hook, bool]] = []
         for index, (point, kind) in enumerate(zip(self._embedding_points(), ("embed", "pos_embed"), strict=False)):
-            edit = _edit(edits, (kind, 0), met)
+            edit = edit_at(edits, (kind, 0), met)
             result.append((point, lambda x, index=index, edit=edit: steering.embedding(index, edit(x)), False))
         return result
 
     def _block_hooks(self, steering: Steering, edits: Edits, met: set[Point]) -> Iterator[tuple[str, Hook, bool]]:
         stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
         for layer in range(self.architecture.n_layers):
-            block, reads = f"blocks.{layer}.", _AttentionReads(steering, layer)
-            writes = _Writes(steering, layer, edits, met)
+            block, reads = f"blocks.{layer}.", AttentionReads(steering, layer)
+            writes = Writes(steering, layer, edits, met)
             yield f"{block}hook_resid_pre", lambda _: stub, False
             for index, part in enumerate("qkv"):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
-            yield f"{block}attn.hook_z", lambda z, writes=writes: _passed(writes.heads(z), z[:1, :1]), False
+            yield f"{block}attn.hook_z", lambda z, writes=writes: passed(writes.heads(z), z[:1, :1]), False
             if self.architecture.has_mlp:
                 yield f"{block}hook_mlp_in", lambda _, layer=layer: steering.mlp_input(layer), True
-                yield f"{block}hook_mlp_out", lambda out, writes=writes: _passed(writes.mlp(out), stub), False
+                yield f"{block}hook_mlp_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
             if ("neurons", layer) in edits:
-                yield f"{block}mlp.hook_post", _edit(edits, ("neurons", layer), met), False
+                yield f"{block}mlp.hook_post", edit_at(edits, ("neurons", layer), met), False
 
     def _refuse_hidden_hooks(self) -> None:
         for name, point in self.model.hook_dict.items():
@@ -211,7 +224,7 @@ class HookedTransformerBackend:
 
     def matrices(self) -> list[Matrix]:
         shapes = {name: tuple(value.shape) for name, value in self.parameters().items()}
-        return [Matrix(name, shape, _inputs(name, len(shape))) for name, shape in shapes.items()]
+        return [Matrix(name, shape, input_axes(name, len(shape))) for name, shape in shapes.items()]
 
     def parameters(self) -> dict[str, Tensor]:
         return {_shown(name): value for name, value in self.model.named_parameters()}
@@ -222,7 +235,7 @@ class HookedTransformerBackend:
             for name, value in self.model.named_parameters()
             if _shown(name) in changed
         }
-        return torch.func.functional_call(_Call(self.model, run), tensors, ())
+        return torch.func.functional_call(WeightCall(self.model, run), tensors, ())
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention, norm = self.model.blocks[layer].attn, self.model.blocks[layer].ln1
@@ -253,27 +266,9 @@ class HookedTransformerBackend:
 
     def fingerprint(self) -> dict[str, Any]:
         """Name and shape of the model, and a hash of a sample of every weight."""
-        digest = hashlib.sha256()
-        for name, value in self.model.named_parameters():
-            flat = value.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float64)
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(sample.numpy().tobytes())
-        return {"name": self.model.cfg.model_name, "weights": digest.hexdigest()[:16]}
+        return {"name": self.model.cfg.model_name, "weights": weights_hash(self.parameters())}
 
     # ---- the model is lent, not changed
-
-    @contextmanager
-    def _hooks(self, hooks: list[tuple[str, Hook, bool]]) -> Iterator[None]:
-        handles = []
-        try:
-            for name, hook, first in hooks:
-                point = self.model.hook_dict[name]
-                handles.append(point.register_forward_hook(_as_torch_hook(hook), prepend=first))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _flags(self, convention: Convention) -> Iterator[None]:
@@ -290,89 +285,18 @@ class HookedTransformerBackend:
             for name, value in before.items():
                 setattr(config, name, value)
 
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """No parameter collects gradients during the call, whatever its own flag says."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.is_leaf]
-        try:
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
 
-
-class _AttentionReads:
-    """Hands out q, k and v of one block, computed together when a run asks for q, the first of them."""
-
-    def __init__(self, steering: Steering, layer: int) -> None:
-        self.steering, self.layer = steering, layer
-        self.parts: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def take(self, index: int) -> Tensor:
-        if index == 0 or self.parts is None:
-            self.parts = self.steering.attention(self.layer)
-        return self.parts[index]
-
-
-class _Writes:
-    """Tells the engine what one block wrote, edited."""
-
-    def __init__(self, steering: Steering, layer: int, edits: Edits, met: set[Point]) -> None:
-        self.steering, self.layer = steering, layer
-        self.edit_heads, self.edit_mlp = (_edit(edits, (kind, layer), met) for kind in ("heads", "mlp"))
-
-    def heads(self, z: Tensor) -> None:
-        self.steering.heads(self.layer, self.edit_heads(z))
-
-    def mlp(self, output: Tensor) -> None:
-        self.steering.mlp(self.layer, self.edit_mlp(output))
-
-
-class _Call(Module):
-    """A model and something to do with it, in the form that ``torch.func.functional_call`` takes."""
-
-    def __init__(self, model: Module, run: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.model, self.run = model, run
-
-    def forward(self) -> Tensor:
-        return self.run()
-
-
-def _edit(edits: Edits, point: Point, met: set[Point]) -> Callable[[Tensor], Tensor]:
-    """The edit of a point, which remembers that it was met; without one the activation stays."""
-    if point not in edits:
-        return lambda value: value
-
-    def edited(value: Tensor) -> Tensor:
-        met.add(point)
-        return edits[point](value)
-
-    return edited
-
-
-def check_met(edits: Edits, met: set[Point]) -> None:
-    """Raise unless every activation that was to be edited was met during the run."""
-    missed = sorted(set(edits) - met)
-    if missed:
-        names = ", ".join(f"{kind} of layer {layer}" for kind, layer in missed)
-        raise RuntimeError(f"Masked {names} were not met during the run: is part of the model skipped or replaced?")
+def _edit(edits: Edits, point: Point, met: set[Point], positions: Tensor | None) -> Callable[[Tensor], Tensor]:
+    edit = edit_at(edits, point, met)
+    if point[0] != "final_norm":
+        return edit
+    return lambda scale: select(edit(scale), positions)  # the last norm runs where logits are wanted only
 
 
 def _shown(name: str) -> str:
     """A parameter's name without the underscore of grouped key and value weights."""
     path, dot, leaf = name.rpartition(".")
     return f"{path}{dot}{leaf.removeprefix('_')}"
-
-
-def _inputs(name: str, axes: int) -> tuple[int, ...]:
-    """Which axes of a weight tensor count inputs."""
-    leaf = name.rpartition(".")[2]
-    if axes == 3:
-        return (0, 1) if leaf == "W_O" else (1,)
-    return (0,) if axes == 2 and leaf.startswith("W_") else ()
 
 
 def refuse_unsupported(config: Any) -> None:
@@ -396,18 +320,3 @@ def refuse_unsupported(config: Any) -> None:
 
 def _is_post_norm(config: Any) -> bool:
     return str(getattr(config, "original_architecture", "")).startswith(("Olmo2", "Olmo3"))
-
-
-def _store(seen: dict[str, Tensor], name: str) -> Hook:
-    def store(value: Tensor) -> None:
-        seen[name] = value
-
-    return store
-
-
-def _passed(_: None, stub: Tensor) -> Tensor:
-    return stub.detach()
-
-
-def _as_torch_hook(hook: Hook) -> Callable[[Module, tuple, Tensor], Tensor | None]:
-    return lambda module, inputs, output: hook(output)

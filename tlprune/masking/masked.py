@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tlprune.backends import backend_of
-from tlprune.backends.activations import Activations, Edits, Point, Wanted, select
+from tlprune.backends.activations import Activations, Edits, Point, Wanted
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.masking.ablation import Ablation, Resample
@@ -156,7 +156,7 @@ class Masked:
     ) -> Tensor:
         parts = self.parts(values, spans)
         scales = self.backend.norm_scales(tokens) if self.norm == "frozen" else {}
-        edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales, positions)}
+        edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales)}
 
         def run() -> Tensor:
             if "edges" not in parts:
@@ -285,10 +285,9 @@ def masked_circuit(model: Any, circuit: Circuit, ablation: Ablation | None) -> M
     return masked
 
 
-def _fixed(scales: Mapping[Point, Tensor], positions: Tensor | None) -> Edits:
-    """Norms that divide by given scales; the last one runs where logits are wanted only."""
-    chosen = {p: select(scale, positions) if p[0] == "final_norm" else scale for p, scale in scales.items()}
-    return {point: lambda _, scale=scale: scale for point, scale in chosen.items()}
+def _fixed(scales: Mapping[Point, Tensor]) -> Edits:
+    """Norms that divide by given scales."""
+    return {point: lambda _, scale=scale: scale for point, scale in scales.items()}
 
 
 def _of_attention(scales: Mapping[Point, Tensor]) -> dict[int, Tensor]:

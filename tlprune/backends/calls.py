@@ -1,0 +1,153 @@
+"""What backends share: how a run is edited and steered, and that nothing of it is left on the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tlprune.backends.activations import Edits, Point, Steering
+
+Hook = Callable[[Tensor], Tensor | None]
+# A place, what happens there, and whether it happens before what others do there.
+Hooks = Iterable[tuple[str, Hook, bool]]
+
+
+@contextmanager
+def hooked(points: Mapping[str, Module], hooks: Hooks) -> Iterator[None]:
+    """Hooks on some of a model's points, until the block ends."""
+    handles = []
+    try:
+        for name, hook, first in hooks:
+            handles.append(points[name].register_forward_hook(_as_torch_hook(hook), prepend=first))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frozen(model: Module) -> Iterator[None]:
+    """No parameter collects gradients until the block ends, whatever its own flag says."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+class AttentionReads:
+    """Hands out q, k and v of one block, computed together when a run asks for q, the first of them."""
+
+    def __init__(self, steering: Steering, layer: int) -> None:
+        self.steering, self.layer = steering, layer
+        self.parts: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def take(self, index: int) -> Tensor:
+        if index == 0 or self.parts is None:
+            self.parts = self.steering.attention(self.layer)
+        return self.parts[index]
+
+
+class Writes:
+    """Tells the engine what one block wrote, edited."""
+
+    def __init__(self, steering: Steering, layer: int, edits: Edits, met: set[Point]) -> None:
+        self.steering, self.layer = steering, layer
+        self.edit_heads, self.edit_mlp = (edit_at(edits, (kind, layer), met) for kind in ("heads", "mlp"))
+
+    def heads(self, z: Tensor) -> None:
+        self.steering.heads(self.layer, self.edit_heads(z))
+
+    def mlp(self, output: Tensor) -> None:
+        self.steering.mlp(self.layer, self.edit_mlp(output))
+
+
+class WeightCall(Module):
+    """A model and something to do with it, in the form that ``torch.func.functional_call`` takes."""
+
+    def __init__(self, model: Module, run: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.model, self.run = model, run
+
+    def forward(self) -> Tensor:
+        return self.run()
+
+
+def edit_at(edits: Edits, point: Point, met: set[Point]) -> Callable[[Tensor], Tensor]:
+    """The edit of a point, which remembers that it was met; without one the activation stays."""
+    if point not in edits:
+        return lambda value: value
+
+    def edited(value: Tensor) -> Tensor:
+        met.add(point)
+        return edits[point](value)
+
+    return edited
+
+
+def check_met(edits: Edits, met: set[Point]) -> None:
+    """Raise unless every activation that was to be edited was met during the run."""
+    missed = sorted(set(edits) - met)
+    if missed:
+        names = ", ".join(f"{kind} of layer {layer}" for kind, layer in missed)
+        raise RuntimeError(f"Masked {names} were not met during the run: is part of the model skipped or replaced?")
+
+
+def stored(seen: dict[str, Tensor], name: str) -> Hook:
+    """A hook that keeps what it sees under a name."""
+
+    def store(value: Tensor) -> None:
+        seen[name] = value
+
+    return store
+
+
+def passed(_: None, stub: Tensor) -> Tensor:
+    """What the model goes on with when an activation was told to the engine, which carries it from here."""
+    return stub.detach()
+
+
+def input_axes(name: str, axes: int) -> tuple[int, ...]:
+    """Which axes of a weight tensor, by its name in TransformerLens, count inputs."""
+    leaf = name.rpartition(".")[2]
+    if axes == 3:
+        return (0, 1) if leaf == "W_O" else (1,)
+    return (0,) if axes == 2 and leaf.startswith("W_") else ()
+
+
+def weights_hash(parameters: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits of a sample of every weight, the same for a checkpoint in every kind of model.
+
+    Tensors are taken by name; those that are zero throughout the sample are left out, because one kind of model stores
+    the zeros of a bias that another does not have.
+
+    Args:
+        parameters: tensors in TransformerLens' names and layouts.
+
+    Example:
+        >>> weights = {"embed.W_E": torch.ones(3, 2), "unembed.b_U": torch.zeros(3)}
+        >>> weights_hash(weights) == weights_hash({"embed.W_E": torch.ones(3, 2)})
+        True
+        >>> weights_hash(weights) == weights_hash({"embed.W_E": torch.ones(2, 3)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(parameters.items()):
+        flat = value.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float64)
+        if sample.any():
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _as_torch_hook(hook: Hook) -> Callable[[Module, tuple, Tensor], Tensor | None]:
+    return lambda module, inputs, output: hook(output)
