@@ -6,6 +6,9 @@ from typing import Any
 
 from tlprune.backends.activations import Backend
 from tlprune.backends.hooked_transformer import HookedTransformerBackend
+from tlprune.backends.transformer_bridge import TransformerBridgeBackend
+
+BACKENDS = {"HookedTransformer": HookedTransformerBackend, "TransformerBridge": TransformerBridgeBackend}
 
 
 def backend_of(model: Any) -> Backend:
@@ -14,9 +17,10 @@ def backend_of(model: Any) -> Backend:
     Raises:
         ValueError: no backend supports this kind of model.
     """
-    if "HookedTransformer" not in {base.__name__ for base in type(model).__mro__}:
-        raise ValueError(
-            f"tlprune needs a HookedTransformer but got {type(model).__name__}. Load one with tp.load(...) or "
-            "transformer_lens.HookedTransformer (TransformerLens 3.9)."
-        )
-    return HookedTransformerBackend(model)
+    for base in type(model).__mro__:
+        if base.__name__ in BACKENDS:
+            return BACKENDS[base.__name__](model)
+    raise ValueError(
+        f"tlprune needs a {' or a '.join(BACKENDS)} but got {type(model).__name__}. Load one with tp.load(...), with "
+        "transformer_lens.HookedTransformer (TransformerLens 3.9) or with TransformerBridge.boot_transformers."
+    )

@@ -177,6 +177,11 @@ class Backend(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
+    def precision(self) -> torch.dtype:
+        """The type of the least exact step; some models norm in float32, whatever the type of their weights."""
+        ...
+
+    @property
     def device(self) -> torch.device: ...
 
     def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:

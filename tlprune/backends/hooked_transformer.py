@@ -70,6 +70,10 @@ class HookedTransformerBackend:
         return self.model.embed.W_E.dtype
 
     @property
+    def precision(self) -> torch.dtype:
+        return self.dtype
+
+    @property
     def device(self) -> torch.device:
         return self.model.embed.W_E.device
 
