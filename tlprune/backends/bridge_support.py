@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Dropout, Embedding
 
-PARTS = ("ln1", "ln2", "attn", "mlp")
+from tlprune.backends.activations import Norm
+
+NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
 ONLY_POST_NORMS = ("Olmo2", "Olmo3", "Exaone4")
 SCALES = ("residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier", "scale_emb")
 
@@ -41,10 +43,27 @@ def refuse_flags(config: Any) -> None:
             )
 
 
+def grouping(attention: Any, n_heads: int) -> dict[str, int]:
+    """What an attention module has to believe for keys and values to come one for each query head.
+
+    Raises:
+        ValueError: it is of a kind that cannot be told.
+    """
+    if hasattr(attention, "num_key_value_groups"):
+        return {"num_key_value_groups": 1}
+    if hasattr(attention, "kv_repeats"):
+        return {"n_kv_heads": n_heads, "kv_repeats": 1}
+    raise ValueError(
+        f"Readers per query head need attention that repeats keys and values itself, but {type(attention).__name__} "
+        "does it in another place. Use kv='shared' and qkv='split'."
+    )
+
+
 def _reasons(model: Any) -> dict[str, bool]:
     config, hf = model.cfg, getattr(model.original_model, "config", None)
     blocks = list(getattr(model, "blocks", []))
-    plain = [block for block in blocks if _is_plain(block)]
+    parts = ("ln1", "attn") if config.attn_only else ("ln1", "attn", "ln2", "mlp")
+    plain = [block for block in blocks if all(part in block._modules for part in parts)]
     return {
         "an encoder and a decoder": bool(getattr(hf, "is_encoder_decoder", False)),
         "no stack of blocks": not blocks,
@@ -56,8 +75,10 @@ def _reasons(model: Any) -> dict[str, bool]:
         "attention without separate q, k and v (MLA, fused or state-space)": any(
             _fused(config, block.attn) for block in plain
         ),
-        "an MLP without its own input and output matrices": any(not _split(config, block.mlp) for block in plain),
-        f"normalisation {config.normalization_type!r}": config.normalization_type not in ("LN", "RMS"),
+        "an MLP without its own input and output matrices": not all(
+            config.attn_only or _split(config, block.mlp) for block in plain
+        ),
+        f"normalisation {config.normalization_type!r}": config.normalization_type not in NORMS,
         "norm weights stored as an offset from one": bool(getattr(config, "rmsnorm_uses_offset", False)),
         f"positions of kind {config.positional_embedding_type!r}": _strange_positions(model),
         "scaled residuals, embeddings or logits": any(getattr(hf, name, 1) not in (None, 1) for name in SCALES),
@@ -70,10 +91,6 @@ def _name(model: Any) -> str:
 
 def _has(block: Any, *names: str) -> bool:
     return any(name in block._modules for name in names)
-
-
-def _is_plain(block: Any) -> bool:
-    return all(_has(block, part) for part in PARTS)
 
 
 def _fused(config: Any, attention: Any) -> bool:

@@ -76,14 +76,17 @@ class Places:
 
     def _of_block(self, block: Any) -> Iterator[tuple[str, Place]]:
         yield from self._of_norm("ln1", block.ln1)
-        yield from self._of_norm("ln2", block.ln2)
+        if not self.config.attn_only:
+            yield from self._of_norm("ln2", block.ln2)
         yield from self._of_attention(block.attn)
-        yield from self._of_mlp(block.mlp)
+        if not self.config.attn_only:
+            yield from self._of_mlp(block.mlp)
 
     def _of_norm(self, name: str, norm: Any, width: int | None = None) -> Iterator[tuple[str, Place]]:
-        shape = (width or self.config.d_model,)
-        yield f"{name}.w", _plain(norm, "weight", shape)
-        if self.config.normalization_type == "LN":
+        shape, kind = (width or self.config.d_model,), self.config.normalization_type
+        if kind in ("LN", "RMS"):
+            yield f"{name}.w", _plain(norm, "weight", shape)
+        if kind == "LN":
             yield f"{name}.b", _plain(norm, "bias", shape)
 
     def _of_attention(self, attention: Any) -> Iterator[tuple[str, Place]]:

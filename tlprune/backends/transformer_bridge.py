@@ -20,7 +20,7 @@ from tlprune.backends.activations import (
     Wanted,
     select,
 )
-from tlprune.backends.bridge_support import refuse_flags, refuse_unsupported
+from tlprune.backends.bridge_support import NORMS, grouping, refuse_flags, refuse_unsupported
 from tlprune.backends.bridge_weights import Places
 from tlprune.backends.calls import (
     AttentionReads,
@@ -40,7 +40,6 @@ from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
-NORMS: dict[str, Norm] = {"LN": "layer", "RMS": "rms"}
 # Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
 UNUSED = ("hook_in", "hook_out", "hook_mlp_in", "ln1.", "attn.hook_in", "attn.hook_out", "attn.hook_hidden_states")
 UNUSED_PARTS = ("attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in", "attn.o.hook_out", "attn.hook_result")
@@ -95,14 +94,16 @@ class TransformerBridgeBackend:
         return Activations(
             embeddings=tuple(seen[name] for name in self._embedding_points()),
             heads=tuple(self._by_head(seen[f"blocks.{layer}.attn.o.hook_in"]) for layer in layers),
-            mlps=tuple(seen[f"blocks.{layer}.mlp.hook_out"] for layer in layers),
+            mlps=tuple(seen[f"blocks.{layer}.mlp.hook_out"] for layer in layers if self.architecture.has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.out.hook_in"] for layer in wanted.neurons},
         )
 
     @torch.no_grad()
     def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
-        kinds = ("attention_norm", "mlp_norm")
+        if NORMS[self.model.cfg.normalization_type] == "none":
+            return {}
+        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
         points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
         names = [f"{_norm_of(point)}.hook_scale" for point in points]
         seen = self._seen(tokens, names)
@@ -152,11 +153,10 @@ class TransformerBridgeBackend:
             (f"{name}.hook_out", normed, True),
         ]
 
-    def _norm(self, name: str) -> tuple[Norm, float, Tensor, Tensor | None]:
+    def _norm(self, name: str) -> tuple[Norm, float, Tensor | None, Tensor | None]:
         """Kind, epsilon, gain and shift of a norm."""
-        kind = NORMS[self.model.cfg.normalization_type]
-        shift = self.places[f"{name}.b"] if kind == "layer" else None
-        return kind, self.model.cfg.eps, self.places[f"{name}.w"], shift
+        gain, shift = (self.places[part] if part in self.places.all else None for part in (f"{name}.w", f"{name}.b"))
+        return NORMS[self.model.cfg.normalization_type], self.model.cfg.eps, gain, shift
 
     def _forward(self, tokens: Tokens) -> Tensor:
         return self.model(tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
@@ -179,12 +179,14 @@ class TransformerBridgeBackend:
     def _streams(self) -> list[str]:
         """The residual-stream point that each set of readers reads in the plain model."""
         middle = "hook_in" if self.architecture.parallel else "ln2.hook_in"
+        points = ["hook_in", middle] if self.architecture.has_mlp else ["hook_in"]
         layers = range(self.architecture.n_layers)
-        return [*(f"blocks.{layer}.{point}" for layer in layers for point in ("hook_in", middle)), "ln_final.hook_in"]
+        return [*(f"blocks.{layer}.{point}" for layer in layers for point in points), "ln_final.hook_in"]
 
     def _observed(self, wanted: Wanted) -> list[str]:
         layers = range(self.architecture.n_layers)
-        points = [f"blocks.{layer}.{point}" for layer in layers for point in ("attn.o.hook_in", "mlp.hook_out")]
+        outputs = ["attn.o.hook_in", "mlp.hook_out"] if self.architecture.has_mlp else ["attn.o.hook_in"]
+        points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
         points += [f"blocks.{layer}.mlp.out.hook_in" for layer in wanted.neurons]
         return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
 
@@ -242,8 +244,9 @@ class TransformerBridgeBackend:
                 yield f"{block}attn.{part}.hook_out", take, True
             tell = lambda z, writes=writes: passed(writes.heads(self._by_head(z)), z[:1, :1])  # noqa: E731
             yield f"{block}attn.o.hook_in", tell, False
-            yield f"{block}ln2.hook_in", lambda _, layer=layer: steering.mlp_input(layer), True
-            yield f"{block}mlp.hook_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
+            if self.architecture.has_mlp:
+                yield f"{block}ln2.hook_in", lambda _, layer=layer: steering.mlp_input(layer), True
+                yield f"{block}mlp.hook_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
             if ("neurons", layer) in edits:
                 yield f"{block}mlp.out.hook_in", edit_at(edits, ("neurons", layer), met), False
 
@@ -262,14 +265,15 @@ class TransformerBridgeBackend:
         """Keys and values come for each query head, where the convention asks for it."""
         grouped = self.architecture.n_kv_heads < self.architecture.n_heads and convention.ungrouped
         attentions = [block.attn.original_component for block in self.model.blocks] if grouped else []
-        before = [attention.num_key_value_groups for attention in attentions]
+        changes = [(attention, grouping(attention, self.architecture.n_heads)) for attention in attentions]
+        before = [(attention, {name: getattr(attention, name) for name in wanted}) for attention, wanted in changes]
         try:
-            for attention in attentions:
-                attention.num_key_value_groups = 1
+            for attention, wanted in changes:
+                vars(attention).update(wanted)
             yield
         finally:
-            for attention, groups in zip(attentions, before, strict=True):
-                attention.num_key_value_groups = groups
+            for attention, values in before:
+                vars(attention).update(values)
 
     # ---- weights
 
@@ -309,7 +313,9 @@ class TransformerBridgeBackend:
         result: list[Tensor] = []
         for layer in range(self.architecture.n_layers):
             after = total + self.places[f"blocks.{layer}.attn.b_O"].detach()
-            result += [total, total if self.architecture.parallel else after]
+            result.append(total)
+            if self.architecture.has_mlp:
+                result.append(total if self.architecture.parallel else after)
             total = after
         return [*result, total]
 

@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 
+from tlprune.models.bridge import bridge, bridge_by_name
 from tlprune.models.huggingface import from_directory
 from tlprune.models.planted import planted
-from tlprune.models.transformer_lens import hooked_transformer, quiet_construction
+from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
 
 TESTBED = Path(__file__).parent / "testbed"
 
 
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A model ready for masks, from whatever describes it.
+
+    It is a HookedTransformer where TransformerLens has that class (3.9), and a TransformerBridge on TransformerLens 4:
+    the same names, the same circuits.
 
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
@@ -26,7 +30,7 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
         dtype: of its weights.
 
     Raises:
-        ValueError: no such name or directory, or this TransformerLens has no HookedTransformer.
+        ValueError: no such name or directory.
 
     Example:
         >>> load("testbed").cfg.n_layers
@@ -34,22 +38,26 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     """
     if not isinstance(model, (str, Path)):
         return model
-    hooked_transformer()
     return _load(str(model), device, dtype)
 
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
-    if name == "testbed":
-        return from_directory(TESTBED, device=device, dtype=dtype)
     if name == "planted" or name.startswith("planted-"):
-        model = planted(name.partition("-")[2] or "induction").model
-        return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
-    if Path(name).is_dir():
-        return from_directory(name, device=device, dtype=dtype)
-    return _by_name(name, device, dtype)
+        return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
+    directory = TESTBED if name == "testbed" else Path(name)
+    if directory.is_dir():
+        read = from_directory if has_hooked_transformer() else bridge
+        return read(directory, device=device, dtype=dtype)
+    return (_by_name if has_hooked_transformer() else bridge_by_name)(name, device=device, dtype=dtype)
 
 
-def _by_name(name: str, device: str | None, dtype: torch.dtype) -> Any:
+def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:
+    if not has_hooked_transformer():
+        return model.to(device or model.cfg.device).to(dtype)
+    return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
+
+
+def _by_name(name: str, *, device: str | None, dtype: torch.dtype) -> Any:
     from transformer_lens.loading_from_pretrained import get_official_model_name
 
     try:
