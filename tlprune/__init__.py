@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
+    from tlprune.models.bridge import bridge as bridge
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
@@ -109,6 +110,7 @@ _HOMES = {
     "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
+    "bridge": "models.bridge",
     "load": "models.load",
     "planted": "models.planted",
     "connected_random": "random_circuits",
