@@ -38,7 +38,7 @@ def bridge(
         >>> model = bridge(transformers.GPT2LMHeadModel(config))
         >>> import tlprune as tp
         >>> tp.edges(model)
-        Sites(14 edges)
+        Sites(13 edges)
     """
     if not isinstance(model, (str, Path)):
         return _wrapped(model.to(device=device, dtype=dtype), tokenizer, Path(model.config.name_or_path).name)

@@ -52,8 +52,6 @@ def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
 
 
 def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:
-    if not has_hooked_transformer():
-        return model.to(device or model.cfg.device).to(dtype)
     return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
 
 

@@ -152,9 +152,8 @@ def _empty_model(name: str) -> Any:
     shape |= {"d_vocab": VOCABULARY, "n_ctx": CONTEXT}
     kind = {"act_fn": "relu", "normalization_type": None, "positional_embedding_type": "standard"}
     name = PREFIX + name
-    if has_hooked_transformer():
-        return build(**shape, **kind, init_weights=False, device="cpu", model_name=name)
-    return build_bridge(**shape, **kind, device="cpu", model_name=name)
+    make = build if has_hooked_transformer() else build_bridge
+    return make(**shape, **kind, init_weights=False, device="cpu", model_name=name)
 
 
 @torch.no_grad()

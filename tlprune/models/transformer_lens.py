@@ -45,17 +45,17 @@ def build(**settings: Any) -> Any:
         return model_class(config_class(**settings))
 
 
-def build_bridge(*, model_name: str, **settings: Any) -> Any:
+def build_bridge(*, model_name: str, init_weights: bool = False, **settings: Any) -> Any:
     """A TransformerBridge of TransformerLens' own model with these settings, in evaluation mode.
 
-    It has every bias that a HookedTransformer has. Its weights are for the caller to fill; the global random state is
-    not touched.
+    It has every bias of a HookedTransformer's head. Without ``init_weights`` the weights are the caller's to fill. The
+    global random state is not touched.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources.native import boot  # pyright: ignore[reportAttributeAccessIssue]
 
     with torch.random.fork_rng(devices=[]):
-        model = boot(TransformerBridgeConfig(**settings, init_weights=False), model_name=model_name)
+        model = boot(TransformerBridgeConfig(**settings, init_weights=init_weights), model_name=model_name)
     head = model.unembed.original_component
     head.bias = torch.nn.Parameter(head.weight.new_zeros(len(head.weight)))
     return model.eval()
