@@ -17,7 +17,6 @@ from torch import Tensor
 import tlprune as tp
 from tlprune.backends import backend_of
 from tlprune.graph import Convention, Graph
-from tlprune.models.testbed_prompts import DIRECTORY
 from tlprune.task import Tokens
 
 SHARED = ["stories260K", "babyllama-tok105", "gpt-nano-sort"]
@@ -134,7 +133,7 @@ def test_real_checkpoints_agree_with_the_definition(data_dir: Path, name: str) -
 
 
 def test_a_circuit_of_one_kind_is_a_circuit_of_the_other(tmp_path: Path) -> None:
-    loaded, bridge = tp.load("testbed", device="cpu"), tp.bridge(DIRECTORY, device="cpu")
+    loaded, bridge = tp.load("testbed", device="cpu"), tp.bridge("testbed", device="cpu")
     task, again = tp.tasks.ioi(loaded), tp.tasks.ioi(bridge)
     assert torch.equal(task.test.clean.ids, again.test.clean.ids)
     found = tp.EdgePruning(edges=100, steps=2).find(loaded, task)
@@ -147,7 +146,7 @@ def test_a_circuit_of_one_kind_is_a_circuit_of_the_other(tmp_path: Path) -> None
 def test_edge_pruning_takes_the_same_steps() -> None:
     """From one seed, a few steps on either kind keep the same edges at gates that differ by rounding."""
     found = []
-    for model in (tp.load("testbed", device="cpu"), tp.bridge(DIRECTORY, device="cpu")):
+    for model in (tp.load("testbed", device="cpu"), tp.bridge("testbed", device="cpu")):
         masks = tp.Masks(tp.edges(model))
         masked = tp.Masked(model, masks)
         budget = tp.Lagrangian(tp.schedules.linear(0, 0.9, steps=8))

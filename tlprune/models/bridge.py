@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+TESTBED = Path(__file__).parent / "testbed"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -23,8 +24,8 @@ def bridge(
     The same API as a HookedTransformer, and the same numbers: a circuit found on one loads on the other.
 
     Args:
-        model: a directory that ``save_pretrained`` wrote, or a transformers model. TransformerLens puts its own modules
-            in place of the model's, so pass a copy of one that you need as it is.
+        model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model. TransformerLens puts
+            its own modules in place of the model's, so pass a copy of one that you need as it is.
         device: where to put it; by default a GPU if there is one for a directory, and where it is for a model.
         dtype: of its weights; by default float32 for a directory, and what it is for a model.
         tokenizer: for tasks; by default the directory's own.
@@ -42,7 +43,7 @@ def bridge(
     """
     if not isinstance(model, (str, Path)):
         return _wrapped(model.to(device=device, dtype=dtype), tokenizer, Path(model.config.name_or_path).name)
-    path = Path(model)
+    path = TESTBED if model == "testbed" else Path(model)
     found = _read(path, dtype or torch.float32).to(device or _device())
     return _wrapped(found, _tokenizer(path) if tokenizer is None else tokenizer, path.resolve().name)
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from tlprune.models.bridge import bridge, bridge_by_name
+from tlprune.models.bridge import TESTBED, bridge, bridge_by_name
 from tlprune.models.huggingface import from_directory
 from tlprune.models.planted import planted
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
-
-TESTBED = Path(__file__).parent / "testbed"
 
 
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
