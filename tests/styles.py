@@ -33,7 +33,14 @@ STYLES: dict[str, dict[str, Any]] = {
         "normalization_type": "RMS", "final_rms": True, "act_fn": "gelu_new", "attn_scores_soft_cap": 3.0,
         "output_logits_soft_cap": 4.0, **ROTARY,
     },
+    "gemma2": {
+        **LLAMA, **ROTARY, "act_fn": "gelu_pytorch_tanh", "use_normalization_before_and_after": True,
+        "attn_scores_soft_cap": 3.0, "output_logits_soft_cap": 4.0, "use_local_attn": True, "window_size": 3,
+        "attn_types": ["local", "global"],
+    },
 }  # fmt: skip
+# Heads are masked in front of this norm and edges carry what is behind it, so node masks of heads are no edge masks.
+NORMED_HEADS = {style for style, options in STYLES.items() if options.get("use_normalization_before_and_after")}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Errors of sums of a hundred terms, relative to the largest logit: some hundred units in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -60,6 +67,9 @@ def randomise(model: Any, *, seed: int) -> None:
         # Drawn in float64, so that a model in another precision has the same weights, rounded.
         noise = 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.copy_(1 + noise if ".ln" in f".{name}" and name.endswith("w") else noise)
+    if model.cfg.use_normalization_before_and_after:
+        for block in model.blocks:
+            block.attn.b_O.zero_()  # under a norm it would be no constant, and is refused
 
 
 @cache

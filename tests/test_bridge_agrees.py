@@ -23,7 +23,7 @@ SHARED = ["stories260K", "babyllama-tok105", "gpt-nano-sort"]
 PLACES = ["heads", "mlps", "neurons", "nodes", "weights"]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "mistral", "qwen2", "qwen3", "neox", "neox_serial"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -101,7 +101,8 @@ def test_a_models_graph_has_its_parts(style: str) -> None:
         heads = [writer for writer in graph.writers if ".h" in writer]
         assert len(heads) == config.n_layers * config.n_heads
         assert ("m0" in graph.writers) == (not config.attn_only)
-        assert ("a0.kv1<k>" in graph.readers[0].names) == (style in ("llama", "qk_norm") and not convention.ungrouped)
+        grouped = style in ("llama", "qk_norm", "gemma2") and not convention.ungrouped
+        assert ("a0.kv1<k>" in graph.readers[0].names) == grouped
         positions = convention.embeddings == "separate" and config.positional_embedding_type == "standard"
         assert ("pos_embed" in graph.writers) == positions
 

@@ -221,7 +221,6 @@ def test_hooks_behind_a_flag_are_refused_too(gpt2: Any, flag: str, point: str) -
 
 REFUSED = {
     "a mixture of experts": {"num_experts": 2, "experts_per_token": 1},
-    "norms after attention and MLP": {"use_normalization_before_and_after": True},
     "4-bit weights": {"load_in_4bit": True},
     "shortformer positions": {"positional_embedding_type": "shortformer"},
     "OLMo 2": {"original_architecture": "Olmo2ForCausalLM"},
@@ -237,9 +236,18 @@ def test_a_model_whose_edges_would_be_wrong_is_refused_by_name(gpt2: Any, reason
         HookedTransformerBackend(gpt2)
 
 
+def test_an_output_bias_before_a_norm_is_refused() -> None:
+    model = fresh("gemma2")
+    HookedTransformerBackend(model)
+    with torch.no_grad():
+        model.blocks[1].attn.b_O[0] = 0.1
+    with pytest.raises(ValueError, match=r"'gemma2' layer 1 adds an output bias.*Supported"):
+        HookedTransformerBackend(model)
+
+
 def test_another_kind_of_model_is_refused() -> None:
     graph_of_model = Masks(edges(fresh("gpt2")))
-    with pytest.raises(ValueError, match="needs a HookedTransformer but got Linear"):
+    with pytest.raises(ValueError, match="needs a HookedTransformer or a TransformerBridge but got Linear"):
         Masked(nn.Linear(2, 2), graph_of_model)
 
 

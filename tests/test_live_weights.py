@@ -22,7 +22,8 @@ def by_version(model: Any) -> None:
 
 
 def by_state(model: Any) -> None:
-    state = {name: 1.5 * value for name, value in model.state_dict().items() if name.endswith(("W_K", "b_V", "ln1.w"))}
+    changed = ("W_K", "W_O", "b_V", "ln1.w", "ln1_post.w")
+    state = {name: 1.5 * value for name, value in model.state_dict().items() if name.endswith(changed)}
     model.load_state_dict(state, strict=False)
 
 
@@ -49,7 +50,7 @@ CHANGES = [by_version, by_state, by_replacement, by_data, by_parametrisation]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("style", ["gpt2", "llama"])
+@pytest.mark.parametrize("style", ["gpt2", "llama", "gemma2"])
 def test_a_weight_changed_between_calls_is_seen(style: str, change: Callable[[Any], None]) -> None:
     model = fresh(style)
     masked, mask = masked_of(model), mask_of(model).detach()

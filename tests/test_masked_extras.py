@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from styles import CLEAN, CORRUPT, OTHERS, STYLES, backend_of_style, error, fresh, model_of, probe
+from styles import CLEAN, CORRUPT, NORMED_HEADS, OTHERS, STYLES, backend_of_style, error, fresh, model_of, probe
 from test_node_theorems import random_values
 from torch import Tensor
 
@@ -177,7 +177,7 @@ def test_frozen_norms_divide_by_the_clean_scale(style: str, kind: str) -> None:
     """As if every norm of the model had its clean scale written in by hooks of TransformerLens."""
     model = model_of(style)
     _, clean = model.run_with_cache(CLEAN.ids)
-    norms = ("ln1.hook_scale", "ln2.hook_scale", "ln_final.hook_scale")
+    norms = ("ln1.hook_scale", "ln2.hook_scale", "ln_final.hook_scale", "_post.hook_scale")
     masked = Masked(model, Masks(MIXTURES[kind](model)), norm="frozen")
     mask = random_values(masked.sites)
     found = masked(CLEAN, CORRUPT, mask=mask)
@@ -191,6 +191,8 @@ def test_frozen_norms_divide_by_the_clean_scale(style: str, kind: str) -> None:
     else:
         graph = masked.graph
         values = random_values(per_node.sites)
+        if style in NORMED_HEADS:
+            values[[".h" in per_node.sites.name(index) for index in range(len(values))]] = 1
         writers = torch.cat([torch.arange(readers.width).repeat(len(readers.names)) for readers in graph.readers])
         shared = masked(CLEAN, CORRUPT, mask=values[writers])
         assert error(shared, per_node(CLEAN, CORRUPT, mask=values)) <= 1e-9

@@ -13,6 +13,7 @@ from styles import (
     CLEAN,
     CORRUPT,
     DTYPES,
+    NORMED_HEADS,
     OTHERS,
     STYLES,
     TOLERANCE,
@@ -166,6 +167,7 @@ def test_node_masks_are_edge_masks_shared_by_all_that_a_writer_sends(style: str,
     model = model_of(style)
     by_node, by_edge = masked_of(style, nodes, ablation), masked_of(style, edges, ablation)
     mask = random_values(by_node.sites)
+    keep_normed_heads(style, by_node.sites, mask)
     # Beside a norm with a single writer, edges under zero ablation are gated behind it: node and edge differ there.
     if ablation == "zero":
         mask[0] = 1
@@ -175,14 +177,33 @@ def test_node_masks_are_edge_masks_shared_by_all_that_a_writer_sends(style: str,
     assert error(run(by_node, mask), run(by_edge, mask[writers])) <= 1e-9
 
 
+def keep_normed_heads(style: str, sites: Sites, mask: Tensor) -> None:
+    """Leave the heads of a style alone whose node masks act before a norm."""
+    if style in NORMED_HEADS:
+        part = sites.part("nodes")
+        mask[part][[".h" in sites.name(index) for index in range(part.start, part.stop)]] = 1
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_edges_and_nodes_together_multiply(style: str) -> None:
     both = masked_of(style, lambda model: edges(model) + nodes(model), "resample")
     alone = masked_of(style, edges, "resample")
     mask, graph = random_values(both.sites), both.graph
+    keep_normed_heads(style, both.sites, mask)
     writers = torch.cat([torch.arange(readers.width).repeat(len(readers.names)) for readers in graph.readers])
     product = mask[both.sites.part("edges")] * mask[both.sites.part("nodes")][writers]
     assert error(run(both, mask), run(alone, product)) <= 1e-9
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+@pytest.mark.parametrize("style", STYLES)
+def test_edges_carry_what_nodes_send(style: str, ablation: str) -> None:
+    """With every edge kept, masks of nodes do beside edges what they do alone, under a norm behind attention too."""
+    both = masked_of(style, lambda model: edges(model) + nodes(model), ablation)
+    alone = masked_of(style, nodes, ablation)
+    mask = random_values(both.sites)
+    mask[both.sites.part("edges")] = 1
+    assert error(run(both, mask), run(alone, mask[both.sites.part("nodes")])) <= 1e-9
 
 
 @pytest.mark.parametrize("style", [style for style in STYLES if style != "attention_only"])
@@ -209,9 +230,28 @@ def test_weights_beside_edges_are_edges_of_a_model_with_masked_weights(style: st
             parameter.mul_(parts.get(name.replace("._W", ".W"), torch.ones(())))
     replaced = masked.ablation.replaced(backend_of_style(style), CLEAN, CORRUPT)
     outputs = [block.attn.W_O for block in masked.model.blocks]
+    if style in NORMED_HEADS:
+        outputs = [weight * block.ln1_post.w for weight, block in zip(outputs, masked.model.blocks, strict=True)]
     expected = plain_run(changed, masked.graph, CLEAN, mask[sites.part("edges")], replaced, outputs=outputs)
     assert error(run(masked, mask), expected) <= 1e-9
     check_gradient(masked, mask.detach() if ablation != "zero" else random_values(sites))
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean"])
+def test_masked_gains_of_a_norm_behind_attention_leave_what_replaces(ablation: str) -> None:
+    """The gain is part of what a head's edge carries; what replaces it went through the whole gain."""
+    masked = masked_of("gemma2", lambda model: weights(model, "blocks.*.ln*_post.w") + edges(model), ablation)
+    sites, changed, mask = masked.sites, fresh("gemma2"), random_values(masked.sites)
+    parts = sites.group("weights").split(mask[sites.part("weights")])  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(parts) == [f"blocks.{layer}.ln{norm}_post.w" for layer in (0, 1) for norm in (1, 2)]
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            parameter.mul_(parts.get(name, torch.ones(())))
+    replaced = masked.ablation.replaced(backend_of_style("gemma2"), CLEAN, CORRUPT)
+    outputs = [block.attn.W_O * block.ln1_post.w for block in masked.model.blocks]
+    expected = plain_run(changed, masked.graph, CLEAN, mask[sites.part("edges")], replaced, outputs=outputs)
+    assert error(run(masked, mask), expected) <= 1e-9
+    check_gradient(masked, mask.detach())
 
 
 @each_ablation

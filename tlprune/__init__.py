@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.models.bridge import bridge as bridge
+    from tlprune.models.export import to_huggingface as to_huggingface
+    from tlprune.models.huggingface import from_huggingface as from_huggingface
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
     from tlprune.random_circuits import connected_random as connected_random
@@ -111,6 +113,8 @@ _HOMES = {
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
     "bridge": "models.bridge",
+    "to_huggingface": "models.export",
+    "from_huggingface": "models.huggingface",
     "load": "models.load",
     "planted": "models.planted",
     "connected_random": "random_circuits",

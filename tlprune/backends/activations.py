@@ -17,7 +17,9 @@ from tlprune.task import Tokens
 
 Norm = Literal["layer", "rms", "none"]
 # Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); and what norms
-# divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0). A norm's edit gives a scale for all positions.
+# divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0), and, where what attention and MLP wrote is
+# normalised before it is added, ("attention_post_norm" | "mlp_post_norm", layer). A norm's edit gives a scale for all
+# positions.
 Point = tuple[str, int]
 Edits = Mapping[Point, Callable[[Tensor], Tensor]]
 
@@ -27,7 +29,7 @@ class Wanted:
     """Which activations of a run are needed beside what its writers wrote.
 
     Attributes:
-        streams: the residual stream at each set of readers; edges need them.
+        streams: the residual stream at each set of readers, and what heads send into it; edges need them.
         neurons: layers whose MLP neurons are needed.
     """
 
@@ -52,6 +54,8 @@ class Activations:
             nobody asked for them.
         neurons: MLP activations behind activation function and gate, ``(example, pos, d_mlp)``, by layer.
         relative: the numbers are what is *added* to an ablated activation, instead of what replaces it.
+        sent: ``z / s`` of each block, where a norm behind attention divides the sum of its heads by ``s``; so a head
+            sends ``sent @ output_weight`` into the residual stream. Empty without such norms: ``z`` is what is sent.
     """
 
     embeddings: tuple[Float[Tensor, "example pos d_model"], ...]
@@ -60,6 +64,7 @@ class Activations:
     streams: tuple[Float[Tensor, "example pos d_model"], ...] = ()
     neurons: Mapping[int, Float[Tensor, "example pos d_mlp"]] = field(default_factory=dict)
     relative: bool = False
+    sent: tuple[Float[Tensor, "example pos head d_head"], ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
         """Apply a function to every tensor."""
@@ -67,13 +72,20 @@ class Activations:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return (*self.embeddings, *self.heads, *self.mlps, *self.streams, *self.neurons.values())
+        return (*self.embeddings, *self.heads, *self.mlps, *self.streams, *self.neurons.values(), *self.sent)
+
+    @property
+    def outgoing(self) -> tuple[Float[Tensor, "example pos head d_head"], ...]:
+        """What heads send, in front of the backend's ``output_weight``."""
+        return self.sent or self.heads
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Activations:
         """Other tensors in the places of these, in the order of :attr:`tensors`."""
         rest = iter(tensors)
         parts = [tuple(next(rest) for _ in part) for part in (self.embeddings, self.heads, self.mlps, self.streams)]
-        return Activations(*parts, neurons={layer: next(rest) for layer in self.neurons}, relative=self.relative)
+        neurons = {layer: next(rest) for layer in self.neurons}
+        sent = tuple(next(rest) for _ in self.sent)
+        return Activations(*parts, neurons=neurons, relative=self.relative, sent=sent)
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,9 @@ class Steering(Protocol):
         """q, k and v of a block, each ``(example, pos, head, d_head)``."""
         ...
 
-    def heads(self, layer: int, z: Float[Tensor, "example pos head d_head"]) -> None: ...
+    def heads(self, layer: int, z: Float[Tensor, "example pos head d_head"]) -> None:
+        """What heads send, in front of the backend's ``output_weight``."""
+        ...
 
     def mlp_input(self, layer: int) -> Float[Tensor, "example pos d_model"]: ...
 
@@ -242,7 +256,9 @@ class Backend(Protocol):
 
     def projection(self, layer: int, convention: Convention) -> Projection: ...
 
-    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]: ...
+    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """From what heads send to the residual stream: ``W_O``, times the gain of a norm behind attention."""
+        ...
 
     def constants(self) -> list[Float[Tensor, "d_model"]]:
         """What no edge carries: for each set of readers the sum of attention output biases before it."""

@@ -31,6 +31,7 @@ from tlprune.backends.calls import (
     hooked,
     input_axes,
     passed,
+    sent,
     stored,
     weights_hash,
 )
@@ -50,13 +51,19 @@ class HookedTransformerBackend:
     Args:
         model: the model; nothing of it is changed afterwards.
 
+    Where a norm behind attention divides by ``s`` (Gemma 2), ``sum_h z_h W_O / s * g`` is a sum over heads still, so
+    that each head sends ``(z_h / s) (W_O g)``, with the scale of the run that it is in.
+
     Raises:
-        ValueError: its blocks do not simply add to one stream (mixture of experts, post-norms, 4-bit, shortformer).
+        ValueError: its blocks do not simply add to one stream (mixture of experts, 4-bit, shortformer, norms behind
+            attention and MLP alone, or behind attention and its output bias).
     """
 
     def __init__(self, model: Any) -> None:
         refuse_unsupported(model.cfg)
         self.model = model
+        self._post_norms = bool(getattr(model.cfg, "use_normalization_before_and_after", False)) and _has_norms(model)
+        self._refuse_normed_biases()
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
         self.predicts: Literal["tokens", "prompts"] = "tokens"
@@ -86,19 +93,23 @@ class HookedTransformerBackend:
         with hooked(self.model.hook_dict, [(name, stored(seen, name), False) for name in names]):
             self._forward(tokens, stop_at_layer=self.architecture.n_layers)
         layers = range(self.architecture.n_layers)
+        z = tuple(seen[f"blocks.{layer}.attn.hook_z"] for layer in layers)
+        scales = [seen[name] for name in self._post_scales(wanted)]
         return Activations(
             embeddings=tuple(seen[name] for name in self._embedding_points()),
-            heads=tuple(seen[f"blocks.{layer}.attn.hook_z"] for layer in layers),
+            heads=z,
             mlps=tuple(seen[f"blocks.{layer}.hook_mlp_out"] for layer in layers if self.architecture.has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.hook_post"] for layer in wanted.neurons},
+            sent=tuple(map(sent, z, scales)) if scales else (),
         )
 
     @torch.no_grad()
     def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
-        if NORMS[self.model.cfg.normalization_type] == "none":
+        if not _has_norms(self.model):
             return {}
-        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
+        kinds = ["attention_norm", *["mlp_norm"] * self.architecture.has_mlp]
+        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
         points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
         seen: dict[str, Tensor] = {}
         names = [self._point(point) for point in points]
@@ -134,6 +145,7 @@ class HookedTransformerBackend:
             return {"input": "blocks.0.hook_resid_pre", "embed": "hook_embed", "pos_embed": "hook_pos_embed"}[kind]
         names = {"heads": "attn.hook_z", "mlp": "hook_mlp_out", "neurons": "mlp.hook_post"}
         names |= {"attention_norm": "ln1.hook_scale", "mlp_norm": "ln2.hook_scale"}
+        names |= {"attention_post_norm": "ln1_post.hook_scale", "mlp_post_norm": "ln2_post.hook_scale"}
         return f"blocks.{layer}.{names[kind]}"
 
     def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
@@ -160,8 +172,13 @@ class HookedTransformerBackend:
         layers = range(self.architecture.n_layers)
         outputs = ["attn.hook_z", "hook_mlp_out"] if self.architecture.has_mlp else ["attn.hook_z"]
         points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
-        points += [f"blocks.{layer}.mlp.hook_post" for layer in wanted.neurons]
+        points += [f"blocks.{layer}.mlp.hook_post" for layer in wanted.neurons] + self._post_scales(wanted)
         return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
+
+    def _post_scales(self, wanted: Wanted) -> list[str]:
+        """Where the norms behind attention say what they divide by, if there are any and edges need to know."""
+        layers = range(self.architecture.n_layers if self._post_norms and wanted.streams else 0)
+        return [self._point(("attention_post_norm", layer)) for layer in layers]
 
     # ---- steered runs
 
@@ -181,7 +198,7 @@ class HookedTransformerBackend:
         met: set[Point] = set()
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
         hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
-        norms = [point for point in edits if point[0] in ("mlp_norm", "final_norm")]
+        norms = [point for point in edits if point[0] in ("mlp_norm", "mlp_post_norm", "final_norm")]
         hooks += [(self._point(point), _edit(edits, point, met, positions), False) for point in norms]
         with hooked(self.model.hook_dict, hooks), self._flags(convention), frozen(self.model):
             yield met
@@ -206,7 +223,12 @@ class HookedTransformerBackend:
             yield f"{block}hook_resid_pre", lambda _: stub, False
             for index, part in enumerate("qkv"):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
-            yield f"{block}attn.hook_z", lambda z, writes=writes: passed(writes.heads(z), z[:1, :1]), False
+            if self._post_norms:
+                yield f"{block}attn.hook_z", writes.before_norm, False
+                yield f"{block}ln1_post.hook_scale", writes.at_norm, False
+                yield f"{block}hook_attn_out", lambda _: stub, False
+            else:
+                yield f"{block}attn.hook_z", lambda z, writes=writes: passed(writes.heads(z), z[:1, :1]), False
             if self.architecture.has_mlp:
                 yield f"{block}hook_mlp_in", lambda _, layer=layer: steering.mlp_input(layer), True
                 yield f"{block}hook_mlp_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
@@ -222,6 +244,15 @@ class HookedTransformerBackend:
                     f"Edge masks give each reader a residual stream of its own, so {name} holds no activation, but "
                     f"a hook of yours is on it. Hook a reader or writer instead (attn.hook_q, hook_mlp_in, "
                     f"attn.hook_z, hook_mlp_out), or remove it with model.reset_hooks()."
+                )
+
+    def _refuse_normed_biases(self) -> None:
+        for layer, block in enumerate(self.model.blocks if self._post_norms else ()):
+            if bool(block.attn.b_O.any()):
+                raise ValueError(
+                    f"A norm behind attention must see heads alone, but in {self.model.cfg.model_name!r} layer {layer} "
+                    "adds an output bias before it, whose share no head carries. Supported are such norms without "
+                    "attention output biases, as in Gemma 2."
                 )
 
     # ---- weights
@@ -255,7 +286,8 @@ class HookedTransformerBackend:
         return Projection(tuple(weights), tuple(biases), kind, epsilon, gain, shift)
 
     def output_weight(self, layer: int) -> Tensor:
-        return self.model.blocks[layer].attn.W_O
+        block = self.model.blocks[layer]
+        return block.attn.W_O * block.ln1_post.w if self._post_norms else block.attn.W_O
 
     def constants(self) -> list[Tensor]:
         total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
@@ -307,7 +339,6 @@ def refuse_unsupported(config: Any) -> None:
     """Raise a ValueError for models whose edges this backend would get wrong."""
     reasons = {
         "a mixture of experts": getattr(config, "num_experts", None),
-        "norms after attention and MLP": getattr(config, "use_normalization_before_and_after", False),
         "4-bit weights": getattr(config, "load_in_4bit", False),
         "shortformer positions": config.positional_embedding_type == "shortformer",
         "norms only after attention and MLP (OLMo 2)": _is_post_norm(config),
@@ -317,9 +348,14 @@ def refuse_unsupported(config: Any) -> None:
         if found:
             raise ValueError(
                 f"Edge masks need blocks that add to one residual stream, but {config.model_name!r} has {reason}. "
-                "Supported: LayerNorm or RMSNorm before attention and MLP, rotary or learned positions, grouped-query "
-                "attention, gated MLPs, parallel attention and MLP, attention-only models."
+                "Supported: LayerNorm or RMSNorm before attention and MLP, and behind them too (Gemma 2), rotary or "
+                "learned positions, grouped-query attention, gated MLPs, parallel attention and MLP, attention-only "
+                "models."
             )
+
+
+def _has_norms(model: Any) -> bool:
+    return NORMS[model.cfg.normalization_type] != "none"
 
 
 def _is_post_norm(config: Any) -> bool:

@@ -19,7 +19,8 @@ class Constant(nn.Module):
     """Ablated activations become constants that are trained with the masks ("optimal ablation").
 
     There is one vector per embedding, head (in front of the output projection), MLP and, where asked for, layer of
-    neurons; the same for all prompts and positions. They start at the mean over reference prompts.
+    neurons; the same for all prompts and positions. Where a norm stands behind attention, edges have a vector per head
+    of their own (``sent``), behind the norm's division. They start at the mean over reference prompts.
 
     Args:
         model: the model.
@@ -52,6 +53,7 @@ class Constant(nn.Module):
         self.embeddings = nn.ParameterList(means.embeddings)
         self.heads = nn.ParameterList(means.heads)
         self.mlps = nn.ParameterList(means.mlps)
+        self.sent = nn.ParameterList(means.sent)
         self.neurons = nn.ParameterDict({str(layer): means.neurons[layer] for layer in neurons})
 
     def replaced(
@@ -62,15 +64,17 @@ class Constant(nn.Module):
             raise ValueError(f"These constants lack the neurons of layers {missing}. Build them with neurons=(...).")
         streams = tuple(self._streams(backend)) if wanted.streams else ()
         neurons = {layer: self.neurons[str(layer)] for layer in wanted.neurons}
-        return Activations(tuple(self.embeddings), tuple(self.heads), tuple(self.mlps), streams, neurons)
+        return Activations(
+            tuple(self.embeddings), tuple(self.heads), tuple(self.mlps), streams, neurons, sent=tuple(self.sent)
+        )
 
     def _streams(self, backend: Backend) -> Iterator[Float[Tensor, "1 1 d_model"]]:
         """What each set of readers receives with every edge ablated: constants before it, and what no edge carries."""
         shape, carried = backend.architecture, iter(backend.constants())
-        total = torch.stack(list(self.embeddings)).sum(0)
+        total, heads = torch.stack(list(self.embeddings)).sum(0), self.sent or self.heads
         for layer in range(shape.n_layers):
             yield total + next(carried)
-            attention = torch.einsum("bphe,hed->bpd", self.heads[layer], backend.output_weight(layer).detach())
+            attention = torch.einsum("bphe,hed->bpd", heads[layer], backend.output_weight(layer).detach())
             if shape.has_mlp:
                 yield total + (0 if shape.parallel else attention) + next(carried)
                 attention = attention + self.mlps[layer]

@@ -123,7 +123,7 @@ class EdgeCall:
     def heads(self, layer: int, z: Tensor) -> None:
         self._check_gradients()
         first = self._slot(layer)
-        weight, replaced = self.backend.output_weight(layer), self.replaced.heads[layer]
+        weight, replaced = self.backend.output_weight(layer), self.replaced.outgoing[layer]
         other = None if self.beside.outputs is None else self.beside.outputs[layer]
         self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first, other)
         self.writes += len(weight)

@@ -32,7 +32,7 @@ def refuse_installed(model: Any) -> None:
 def installed_masks(masked: Any) -> Iterator[Any]:
     """The model of a :class:`~tlprune.Masked` with its hard masks on it, until the block ends."""
     refuse_installed(masked.model)
-    refuse_what_needs_prompts(masked)
+    refuse_what_needs_prompts(masked, "An installed mask")
     backend, sites = masked.backend, masked.sites
     any_prompt = Tokens(torch.zeros(1, 1, dtype=torch.long, device=backend.device))
     replaced = masked.ablation.replaced(backend, any_prompt, None, masked.wanted)
@@ -56,17 +56,17 @@ def installed_masks(masked: Any) -> Iterator[Any]:
         yield backend.model
 
 
-def refuse_what_needs_prompts(masked: Any) -> None:
+def refuse_what_needs_prompts(masked: Any, what: str) -> None:
     """Raise a ValueError for masks whose effect depends on prompts that are not known yet."""
     origin = masked.ablation.as_dict()
     if masked.ablation.varies == "per_example" or origin.get("over") == "examples":
         raise ValueError(
-            f"An installed mask meets new tokens, for which {origin['name']} ablation has no replacement. Use "
+            f"{what} meets new tokens, for which {origin['name']} ablation has no replacement. Use "
             "Zero(), or Mean(reference) over positions."
         )
     if masked.sites.spans or masked.norm == "frozen":
         raise ValueError(
-            "An installed mask meets new tokens, which belong to no known span and have no clean run to take norms "
+            f"{what} meets new tokens, which belong to no known span and have no clean run to take norms "
             "from. Build it without spans, and with norm='recomputed'."
         )
 

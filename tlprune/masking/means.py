@@ -153,7 +153,8 @@ class MeasuredMean:
 
     def save(self, path: str | Path) -> None:
         """Write the means as a safetensors file."""
-        kinds = {kind: getattr(self.activations, kind) for kind in ("embeddings", "heads", "mlps", "streams")}
+        names = ("embeddings", "heads", "mlps", "streams", "sent")
+        kinds = {kind: getattr(self.activations, kind) for kind in names}
         tensors = {f"{kind}.{index}": value for kind, part in kinds.items() for index, value in enumerate(part)}
         tensors |= {f"neurons.{layer}": value for layer, value in self.activations.neurons.items()}
         write_tensors(Path(path), tensors, {"format": f"tlprune-{FORMAT}", "version": VERSION, **self.origin})
@@ -172,7 +173,8 @@ class MeasuredMean:
         tensors, data = read_tensors(Path(path), FORMAT)
         check_format(data, Path(path), FORMAT, VERSION)
         parts = [_numbered(tensors, kind) for kind in ("embeddings", "heads", "mlps", "streams")]
-        activations = Activations(*map(_values, parts), neurons=_numbered(tensors, "neurons"))
+        sent = _values(_numbered(tensors, "sent"))
+        activations = Activations(*map(_values, parts), neurons=_numbered(tensors, "neurons"), sent=sent)
         origin = {key: value for key, value in data.items() if key not in ("format", "version")}
         means = MeasuredMean(activations, origin)
         if reference is not None:

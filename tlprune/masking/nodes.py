@@ -3,6 +3,10 @@
 ``x' = x~ + m (x - x~)`` for an activation ``x`` of this run and what replaces it, ``x~``. A head's mask is the product
 of its own, its layer's and its node's, where several are in play. Beside edge masks the edited value is what edges
 carry, so an edge counts as ``m_edge * m_node``.
+
+Heads are masked in front of the output projection. So a norm behind attention (Gemma 2) divides by the scale of what is
+left of the heads, and their means are means of ``z``. Edges carry ``z`` over that scale, and are replaced by ``z`` over
+the scale of the replacing run: for such heads, and for them alone, masks of nodes and edges do not multiply.
 """
 
 from __future__ import annotations
@@ -29,12 +33,17 @@ def node_edits(sites: Sites, values: Mapping[str, MaskValues], replaced: Activat
         replaced: what ablated activations become, or are changed by.
         shape: of the model.
     """
-    masks = _Masks(sites, values, shape)
-    edits: dict[Point, Callable[[Tensor], Tensor]] = {}
-    for point, mask, other in _points(masks, replaced, shape):
+    points = masked_points(sites, values, replaced, shape)
+    return {point: _mix(mask, other, relative=replaced.relative) for point, mask, other in points}
+
+
+def masked_points(
+    sites: Sites, values: Mapping[str, MaskValues], replaced: Activations, shape: Architecture
+) -> Iterator[tuple[Point, Tensor, Callable[[], Tensor]]]:
+    """Each point that is masked, its mask, and what stands for its activation when it is ablated."""
+    for point, mask, other in _points(_Masks(sites, values, shape), replaced, shape):
         if mask is not None:
-            edits[point] = _mix(mask, other, relative=replaced.relative)
-    return edits
+            yield point, mask, other
 
 
 def _points(

@@ -35,9 +35,10 @@ def plain_run(
         tokens: clean prompts.
         mask: one number per edge, ``(edge,)``, or ``(example or 1, pos or 1, edge)``.
         replaced: what an ablated writer sends.
-        outputs: output projections of the run that gave ``replaced``; by default the model's own.
+        outputs: output projections of the run that gave ``replaced``, times the gain of a norm behind attention; by
+            default the model's own.
     """
-    run = _PlainRun(graph, mask, replaced, model, outputs or [block.attn.W_O for block in model.blocks])
+    run = _PlainRun(graph, mask, replaced, model, outputs or [_output(block) for block in model.blocks])
     with _slow_flags(model, graph):
         return model.run_with_hooks(
             tokens.ids,
@@ -73,7 +74,7 @@ class _PlainRun:
         merged = self.graph.convention.embeddings == "merged"
         outputs = list(self.replaced.embeddings) if separate else [self.replaced.streams[0]] * merged
         for layer, weight in enumerate(self.output_weights):
-            heads = torch.einsum("bphe,hed->hbpd", self.replaced.heads[layer], weight)
+            heads = torch.einsum("bphe,hed->hbpd", self.replaced.outgoing[layer], weight)
             outputs.extend(heads)
             if self.graph.architecture.has_mlp:
                 outputs.append(self.replaced.mlps[layer])
@@ -121,4 +122,18 @@ class _PlainRun:
                 layer + f"hook_{part}_input",
                 lambda value, hook, own=own: torch.stack([self.stream(readers, row) for row in own], 2),
             )
-        yield layer + "attn.hook_result", lambda value, hook: self.clean.extend(value.unbind(2))
+        block = self.model.blocks[readers.layer]
+        yield layer + "attn.hook_result", lambda value, hook: self.clean.extend(_sent(block, value).unbind(2))
+
+
+def _output(block: Any) -> Tensor:
+    """The output projection of attention, with the gain of the norm behind it."""
+    return block.attn.W_O * block.ln1_post.w if hasattr(block, "ln1_post") else block.attn.W_O
+
+
+def _sent(block: Any, results: Tensor) -> Tensor:
+    """Each head's share of what a norm makes of their sum, ``(example, pos, head, d_model)``."""
+    if not hasattr(block, "ln1_post"):
+        return results
+    total = results.sum(2, keepdim=True) + block.attn.b_O
+    return results * block.ln1_post.w / (total.square().mean(-1, keepdim=True) + block.ln1_post.eps).sqrt()

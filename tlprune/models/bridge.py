@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tlprune.models.tokenizers import copied, tokenizer_in
+
 TESTBED = Path(__file__).parent / "testbed"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def bridge(
@@ -45,7 +47,7 @@ def bridge(
         return _wrapped(model.to(device=device, dtype=dtype), tokenizer, Path(model.config.name_or_path).name)
     path = TESTBED if model == "testbed" else Path(model)
     found = _read(path, dtype or torch.float32).to(device or _device())
-    return _wrapped(found, _tokenizer(path) if tokenizer is None else tokenizer, path.resolve().name)
+    return _wrapped(found, tokenizer_in(path) if tokenizer is None else tokenizer, path.resolve().name)
 
 
 def bridge_by_name(name: str, *, device: str | None, dtype: torch.dtype) -> Any:
@@ -73,10 +75,10 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
 
     architecture = type(hf_model).__name__
     hf_model.set_attn_implementation("eager")
+    options = {"hf_config": hf_model.config, "model_name": name or architecture}
     try:
-        model = build_bridge_from_module(
-            hf_model, architecture, hf_config=hf_model.config, tokenizer=tokenizer, model_name=name or architecture
-        )
+        with nullcontext() if tokenizer is None else copied(tokenizer) as copy:
+            model = build_bridge_from_module(hf_model, architecture, tokenizer=copy, **options)
     except ValueError as error:
         raise _no_bridge(architecture, error) from None
     return model.eval()
@@ -117,17 +119,9 @@ def _architecture(path: Path) -> str:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
     if not hasattr(transformers, named[0]):
         raise ValueError(
-            f"{path} holds a {named[0]}, which transformers does not have. Load it yourself and pass the model."
+            f"{named[0]} is no class of transformers, but {path} names it. Load it yourself and pass the model."
         )
     return named[0]
-
-
-def _tokenizer(path: Path) -> Any | None:
-    from transformers import AutoTokenizer
-
-    if not any((path / name).exists() for name in TOKENIZERS):
-        return None
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def _device() -> str:

@@ -1,48 +1,90 @@
-"""From Hugging Face checkpoints to TransformerLens models with the same logits, without asking the hub."""
+"""From Hugging Face models to TransformerLens models with the same outputs, without asking the hub."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tlprune.models.transformer_lens import build
+from tlprune.models.converters import CONVERTERS
+from tlprune.models.converters.refusals import refuse_architecture
+from tlprune.models.tokenizers import set_tokenizer, tokenizer_in
 
-SUPPORTED = ("GPT2LMHeadModel", "LlamaForCausalLM")
 
+def from_huggingface(
+    model: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any | None = None,
+) -> Any:
+    """A TransformerLens model with the same outputs as a Hugging Face model; no weight is folded or centred.
 
-def from_directory(directory: str | Path, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """A HookedTransformer from a local directory in Hugging Face format; no weight is folded or centred.
+    The hub is never asked. The given model is read, not changed: it may be on any device, in any dtype and mode.
 
     Args:
-        directory: holds ``config.json``, weights and, for text, a tokenizer.
-        device: where to put it.
-        dtype: of its weights.
+        model: a transformers model, or a directory that ``save_pretrained`` wrote: of class GPT2LMHeadModel,
+            GPTNeoXForCausalLM (Pythia), LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
+            GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM.
+        device: where to put the result; by default a GPU if there is one.
+        dtype: of its weights; by default the given model's own, float32 for a directory.
+        tokenizer: to use; by default the directory's own, none for a model.
 
     Raises:
-        ValueError: the directory is not such a checkpoint, or of an architecture without a converter.
+        ValueError: there is no converter for the architecture, TransformerLens would get this configuration wrong, or
+            the directory is not a whole checkpoint.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.GPT2Config(vocab_size=20, n_embd=12, n_layer=1, n_head=2, n_positions=8)
+        >>> theirs = transformers.GPT2LMHeadModel(config).eval()
+        >>> ours = from_huggingface(theirs, device="cpu")
+        >>> tokens = torch.tensor([[3, 1, 4]])
+        >>> bool((ours(tokens) - theirs(tokens).logits).abs().max() < 1e-5)
+        True
     """
-    path = Path(directory)
-    architecture = _architecture(path)
+    if isinstance(model, (str, Path)):
+        return _from_directory(Path(model), device=device, dtype=dtype or torch.float32, tokenizer=tokenizer)
+    _check_model(model)
+    return _convert(model, device=device, dtype=dtype or model.dtype, tokenizer=tokenizer)
+
+
+def _from_directory(path: Path, *, device: Any, dtype: torch.dtype, tokenizer: Any | None) -> Any:
     import transformers
 
+    architecture = _architecture(path)
+    hf_class = getattr(transformers, architecture)
+    CONVERTERS[architecture].check(hf_class.config_class.from_pretrained(path))
     try:
         with _quiet():
-            hf_model = getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
+            hf_model = hf_class.from_pretrained(path, dtype=dtype, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
-    settings = {"GPT2LMHeadModel": _gpt2_settings, "LlamaForCausalLM": _llama_settings}[architecture](hf_model.config)
-    name = path.resolve().name
-    model = build(**settings, model_name=name, original_architecture=architecture, dtype=dtype, device=device)
-    _load(model, hf_model, architecture)
-    tokenizer = _tokenizer(path)
+    tokenizer = tokenizer_in(path) if tokenizer is None else tokenizer
+    return _convert(hf_model, device=device, dtype=dtype, tokenizer=tokenizer, name=path.resolve().name)
+
+
+def _convert(hf_model: Any, *, device: Any, dtype: torch.dtype, tokenizer: Any | None, name: str | None = None) -> Any:
+    converter = CONVERTERS[type(hf_model).__name__]
+    converter.check(hf_model.config)
+    model = converter.convert(hf_model, device=device, dtype=dtype)
+    model.cfg.model_name = name or Path(hf_model.config.name_or_path).name or type(hf_model).__name__
+    model.huggingface_config = remembered_config(hf_model)
     if tokenizer is not None:
-        model.set_tokenizer(tokenizer, default_padding_side="right")
+        set_tokenizer(model, tokenizer)
     return model.eval()
+
+
+def remembered_config(hf_model: Any) -> Any:
+    """A copy of the configuration that names the class too, for the way back."""
+    config = copy.deepcopy(hf_model.config)
+    config.architectures = [type(hf_model).__name__]
+    return config
 
 
 @contextmanager
@@ -60,90 +102,26 @@ def _quiet() -> Iterator[None]:
 
 
 def _architecture(path: Path) -> str:
+    """The class that a checkpoint is of, refused here if there is no converter for it."""
     try:
-        architectures = json.loads((path / "config.json").read_text()).get("architectures") or ["none"]
+        config: Mapping[str, Any] = json.loads((path / "config.json").read_text())
     except OSError:
         raise ValueError(
             f"{path} has no config.json that can be read. Give a directory that save_pretrained() wrote."
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    if architectures[0] not in SUPPORTED:
-        raise ValueError(
-            f"{path} holds a {architectures[0]}, but local directories can be read of {' and '.join(SUPPORTED)}. "
-            "Pass a HookedTransformer that you loaded yourself."
-        )
-    return architectures[0]
+    architecture = (config.get("architectures") or [_usual_class(config.get("model_type"))])[0]
+    refuse_architecture(architecture, config, CONVERTERS)
+    return architecture
 
 
-def _load(model: Any, hf_model: Any, architecture: str) -> None:
-    from transformer_lens.pretrained import weight_conversions
+def _usual_class(model_type: str | None) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    name = {"GPT2LMHeadModel": "convert_gpt2_weights", "LlamaForCausalLM": "convert_llama_weights"}[architecture]
-    with torch.no_grad():
-        state = getattr(weight_conversions, name)(hf_model, model.cfg)
-        state = {key: value.detach().clone().contiguous() for key, value in state.items()}
-    model.load_and_process_state_dict(
-        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "A checkpoint of no named class")
 
 
-def _gpt2_settings(config: Any) -> dict[str, Any]:
-    return {
-        "n_layers": config.n_layer,
-        "d_model": config.n_embd,
-        "n_heads": config.n_head,
-        "d_head": config.n_embd // config.n_head,
-        "d_mlp": config.n_inner or 4 * config.n_embd,
-        "n_ctx": config.n_positions,
-        "d_vocab": config.vocab_size,
-        "act_fn": config.activation_function,
-        "eps": config.layer_norm_epsilon,
-        "use_attn_scale": config.scale_attn_weights,
-        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-        "normalization_type": "LN",
-    }
-
-
-def _llama_settings(config: Any) -> dict[str, Any]:
-    rope = getattr(config, "rope_parameters", None) or {}
-    unusual = {
-        "rotary scaling": rope.get("rope_type", "default") != "default",
-        "attention biases": config.attention_bias,
-        "MLP biases": config.mlp_bias,
-    }
-    for reason, found in unusual.items():
-        if found:
-            raise ValueError(
-                f"This Llama has {reason}, which the converter does not know. Load it with TransformerLens by name and "
-                "pass the model."
-            )
-    heads, kv = config.num_attention_heads, config.num_key_value_heads
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return {
-        "n_layers": config.num_hidden_layers,
-        "d_model": config.hidden_size,
-        "n_heads": heads,
-        "n_key_value_heads": None if kv == heads else kv,
-        "d_head": d_head,
-        "d_mlp": config.intermediate_size,
-        "n_ctx": config.max_position_embeddings,
-        "d_vocab": config.vocab_size,
-        "act_fn": config.hidden_act,
-        "eps": config.rms_norm_eps,
-        "normalization_type": "RMS",
-        "positional_embedding_type": "rotary",
-        "rotary_adjacent_pairs": False,
-        "rotary_dim": d_head,
-        "rotary_base": int(rope.get("rope_theta", 10000)),
-        "final_rms": True,
-        "gated_mlp": True,
-    }
-
-
-def _tokenizer(path: Path) -> Any | None:
-    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+def _check_model(model: Any) -> None:
+    describe = getattr(getattr(model, "config", None), "to_dict", dict)
+    refuse_architecture(type(model).__name__, describe(), CONVERTERS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tlprune.models.bridge import TESTBED, bridge, bridge_by_name
-from tlprune.models.huggingface import from_directory
+from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
 
@@ -21,21 +22,23 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
-            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory with a GPT-2 or Llama in
-            Hugging Face format; a name that TransformerLens knows (downloaded, no weight folded); or a model object,
-            which is returned as it is.
+            ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory in Hugging Face format
+            or a transformers model (see :func:`~tlprune.from_huggingface` and
+            :func:`~tlprune.bridge`); a name that TransformerLens knows
+            (downloaded, no weight folded); or a TransformerLens model, which is returned as it is.
         device: where to put it; by default a GPU if there is one.
         dtype: of its weights.
 
     Raises:
-        ValueError: no such name or directory.
+        ValueError: no such name or directory, or an architecture that is not supported.
 
     Example:
         >>> load("testbed").cfg.n_layers
         4
     """
     if not isinstance(model, (str, Path)):
-        return model
+        given = {base.__name__ for base in type(model).__mro__}
+        return _converted(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
     return _load(str(model), device, dtype)
 
 
@@ -44,9 +47,15 @@ def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
         return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
     directory = TESTBED if name == "testbed" else Path(name)
     if directory.is_dir():
-        read = from_directory if has_hooked_transformer() else bridge
-        return read(directory, device=device, dtype=dtype)
+        return _converted(directory, device=device, dtype=dtype)
     return (_by_name if has_hooked_transformer() else bridge_by_name)(name, device=device, dtype=dtype)
+
+
+def _converted(model: Any, **options: Any) -> Any:
+    """From a directory, or a transformers model, which is left as it is: a bridge would wrap it."""
+    if has_hooked_transformer():
+        return from_huggingface(model, **options)
+    return bridge(model if isinstance(model, Path) else copy.deepcopy(model), **options)
 
 
 def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:

@@ -1,0 +1,113 @@
+"""Back to Hugging Face: a stock transformers model that computes what a masked TransformerLens model does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlprune.backends import backend_of
+from tlprune.masking.folding import folded_parameters
+from tlprune.masking.masked import Masked
+from tlprune.models.converters import CONVERTERS
+from tlprune.models.converters.layout import Converter
+
+
+@torch.no_grad()
+def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
+    """A transformers model of the stock class, with the same shapes and the outputs of the masked model.
+
+    Ablated heads' rows of the output projection, ablated MLPs' and neurons' output weights and masked weights are 0
+    (a smaller model is another thing); means go into biases where the architecture has them. ``save_pretrained`` then
+    writes a checkpoint that transformers reads without this library; ``model.tokenizer.save_pretrained`` goes beside.
+
+    Args:
+        model: a :class:`~tlprune.Masked` whose hard circuit is built in, over heads, MLPs, layers, nodes, neurons or
+            weights, under Zero, a Mean over positions, or learned constants; or a TransformerLens model.
+        config: the Hugging Face configuration, or a directory that holds it; by default that of the model that
+            :func:`~tlprune.from_huggingface` was given.
+
+    Raises:
+        ValueError: the masks hold edges, differ by span, freeze norms or need to know prompts (Resample); a mean has
+            no bias to go into (Llama, Qwen, Gemma); or the model is not from Hugging Face and there is no ``config``.
+
+    Example:
+        >>> import tlprune as tp
+        >>> model = tp.load("testbed")
+        >>> masks = tp.Circuit.from_names(tp.heads(model), ["a0.h1", "a2.h3"])
+        >>> masked = tp.Masked(model, masks, tp.Zero())
+        >>> exported = to_huggingface(masked)
+        >>> type(exported).__name__
+        'GPT2LMHeadModel'
+        >>> tokens = torch.tensor([[3, 1, 4]], device=exported.device)
+        >>> bool((exported(tokens).logits - masked(tokens)).abs().max() < 1e-4)
+        True
+    """
+    lens = model.model if isinstance(model, Masked) else model
+    backend = backend_of(lens)
+    config = _configuration(lens, config)
+    parameters = folded_parameters(model) if isinstance(model, Masked) else backend.parameters()
+    exported = _built(config, parameters)
+    return exported.to(device=backend.device, dtype=backend.dtype).eval()
+
+
+def _configuration(model: Any, config: Any | None) -> Any:
+    """A copy of the configuration to build from."""
+    if isinstance(config, (str, Path)):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(config, local_files_only=True)
+    config = getattr(model, "huggingface_config", None) if config is None else config
+    if config is None:
+        raise ValueError(
+            "Exporting needs the Hugging Face configuration, but this model does not know its own. Load it with "
+            "tp.from_huggingface(...), or give config=, a configuration or a directory that holds one."
+        )
+    return _with_class(copy.deepcopy(config), getattr(model.cfg, "original_architecture", None))
+
+
+def _with_class(config: Any, usual: str | None) -> Any:
+    """The configuration, which names a class that can be written."""
+    config.architectures = config.architectures or [str(usual)]
+    if config.architectures[0] not in CONVERTERS:
+        raise ValueError(
+            f"The configuration is of {config.architectures[0]}, but what can be exported is "
+            f"{', '.join(sorted(CONVERTERS))}. Give a configuration whose architectures name one of these."
+        )
+    return config
+
+
+def _built(config: Any, parameters: Mapping[str, Tensor]) -> Any:
+    """A model of the configured class with these parameters; embeddings are tied if they were and still agree."""
+    was_tied, config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False), False
+    model = _filled(config, parameters)
+    if was_tied and _ties_agree(model):
+        config.tie_word_embeddings = True
+        model = _filled(config, parameters)
+    return model
+
+
+def _filled(config: Any, parameters: Mapping[str, Tensor]) -> Any:
+    import transformers
+
+    converter: Converter = CONVERTERS[config.architectures[0]]
+    dtype = next(iter(parameters.values())).dtype
+    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten, and draw from nobody's numbers
+        model = getattr(transformers, config.architectures[0])(copy.deepcopy(config)).to(dtype)
+    converter.restore(model, parameters)
+    return model
+
+
+def _ties_agree(model: Any) -> bool:
+    """Whether input and output embeddings are one matrix, up to the rounding of a factor between them."""
+    output = model.get_output_embeddings()
+    if output is None:
+        return True
+    own, other = model.get_input_embeddings().weight, output.weight
+    return own.shape == other.shape and bool(
+        (own - other).abs().max() <= 4 * torch.finfo(own.dtype).eps * other.abs().max()
+    )
