@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from styles import fresh, model_of, random_batch
+from styles import backend_of_style, fresh, model_of, random_batch
 
 import tlprune as tp
+from tlprune.backends.hooked_transformer import HookedTransformerBackend
+from tlprune.backends.processing import processing
 from tlprune.masking.discovered import ablation_of_discovery
 from tlprune.methods import METHODS
 from tlprune.methods.ablations import ablation_for
-from tlprune.methods.provenance import method_from, plain, processing, provenance_of
+from tlprune.methods.provenance import method_from, plain, provenance_of
 from tlprune.task import Discovery, Tokens
 
 
@@ -145,15 +147,15 @@ def test_combined_circuits_tell_of_their_own_origins() -> None:
 
 def test_processing_is_read_off_the_model() -> None:
     folded = {"gpt2": False, "lnpre": True, "llama": False, "rmspre": True, "no_norm": False}
-    assert {style: processing(model_of(style))["folded_norms"] for style in folded} == folded
+    assert {style: processing(backend_of_style(style))["folded_norms"] for style in folded} == folded
     model = fresh("llama", torch.float32)
-    assert processing(model) == {
+    assert processing(HookedTransformerBackend(model)) == {
         "normalization": "RMS", "folded_norms": False, "value_biases": True, "dtype": "float32",
     }  # fmt: skip
     with torch.no_grad():
         for block in model.blocks:
             block.attn._b_V.zero_()
-    assert processing(model)["value_biases"] is False
+    assert processing(HookedTransformerBackend(model))["value_biases"] is False
 
 
 TRAIN, VALIDATION = random_batch(6, seed=1), random_batch(3, seed=2)

@@ -93,6 +93,6 @@ def compare(
             "Find both with the same model, selection and convention."
         )
     bench = Bench.of(model, first, batch, ablation=ablation)
-    check_model(bench.masked.backend, second)
+    check_model(bench.masked.backend, second, bench.masked.ablation)
     one, other = bench.measure(first), bench.measure(second)
     return Comparison(one, other, one.less(other), bench.ablation)

@@ -10,23 +10,66 @@ import torch
 from torch import Tensor
 
 from tlprune.backends.activations import Backend
+from tlprune.backends.processing import processing, signature
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
+from tlprune.masking.ablation import Ablation
 from tlprune.sites import Neurons, Nodes, Sites, Weights
 
 # Largest error of the all-ones run that rounding explains, relative to the largest logit, for a model of 12 layers.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 
+SAME_WEIGHTS = 1e-5  # how far folding and centring in float32 move a signature, relative to its scale
+FIXED = ("zero", "constant")  # what they put in a head's place knows nothing of its value biases
 
-def check_model(backend: Backend, circuit: Circuit) -> None:
-    """Raise a ValueError if the circuit's provenance names a model with other weights."""
-    known = circuit.provenance.get("model")
-    own = backend.fingerprint()
-    if known is not None and known.get("weights") != own["weights"]:
+
+def check_model(backend: Backend, circuit: Circuit, ablation: Ablation) -> None:
+    """Raise a ValueError unless the circuit means on this model what it means on the one that its provenance names.
+
+    Weights that were processed otherwise (folded, centred), or the same checkpoint behind another class, are accepted
+    where that changes nothing: for edges and nodes, and for neurons unless a norm lies behind them; never for weights.
+    Heads under Zero and Constant ablation need both or neither to have their value biases folded.
+
+    Args:
+        backend: the model that it is used on.
+        circuit: the circuit.
+        ablation: what replaces ablated sites.
+    """
+    known, own = circuit.provenance.get("model"), backend.fingerprint()
+    if known is None or known.get("weights") == own["weights"]:
+        return
+    reason = _other_function(backend, known) or _other_meaning(backend, circuit, ablation)
+    if reason:
         raise ValueError(
             f"This circuit was found on model {known.get('name')!r} (weights {known.get('weights')}) but is used on "
-            f"{own['name']!r} (weights {own['weights']}). Load the model it was found on."
+            f"{own['name']!r} (weights {own['weights']}), {reason}. Load the model it was found on."
         )
+
+
+def _other_function(backend: Backend, known: Mapping[str, Any]) -> str | None:
+    """Why this is not the known model processed otherwise, if it is not."""
+    dtypes = {known.get("processing", {}).get("dtype"), processing(backend)["dtype"]}
+    if known.get("signature") is None or not dtypes <= {"float32", "float64"}:
+        return "which has other weights"
+    now = signature(backend)
+    same = len(known["signature"]) == len(now.values) and all(
+        abs(then - value) <= SAME_WEIGHTS * scale
+        for then, value, scale in zip(known["signature"], now.values, now.scales, strict=True)
+    )
+    return None if same else "which computes something else"
+
+
+def _other_meaning(backend: Backend, circuit: Circuit, ablation: Ablation) -> str | None:
+    """Why a circuit means something else on a model with the same function, if it does."""
+    kinds, then, now = circuit.sites.kinds, circuit.provenance["model"]["processing"], processing(backend)
+    if "weights" in kinds:
+        return "whose weights are processed otherwise (folded or centred), so that the same places hold other weights"
+    if "neurons" in kinds and str(backend.model.cfg.act_fn).endswith("_ln"):
+        return "whose weights are processed otherwise, which changes the neurons behind the norm of its MLPs"
+    of_heads = bool({"edges", "nodes", "heads", "layers"} & {*kinds})
+    if of_heads and ablation.as_dict()["name"] in FIXED and then["value_biases"] != now["value_biases"]:
+        return "whose value biases are folded otherwise, so that ablation to zero or a constant removes something else"
+    return None
 
 
 def check_sites(sites: Sites, backend: Backend) -> None:

@@ -281,7 +281,7 @@ def _with_all_edges(masked: Masked) -> Masked:
 def masked_circuit(model: Any, circuit: Circuit, ablation: Ablation | None) -> Masked:
     """A circuit as a callable, under the ablation it was found under unless another is given."""
     masked = Masked(model, circuit, ablation or ablation_of_discovery(circuit))
-    check_model(masked.backend, circuit)
+    check_model(masked.backend, circuit, masked.ablation)
     return masked
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from tlprune.backends import backend_of
+from tlprune.backends.processing import processing, signature
 from tlprune.gates import HardConcrete, Heaviside, Sigmoid, StraightThrough
 from tlprune.learning.budgets import Budgets, Lagrangian, Penalty
 from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, Sum, Uniform
@@ -44,34 +45,16 @@ def provenance_of(method: Any, model: Any, *, discovery: Discovery, sites: Sites
     Raises:
         ValueError: a field of the method is not plain data.
     """
+    backend = backend_of(model)
+    known = {**backend.fingerprint(), "processing": processing(backend), "signature": list(signature(backend).values)}
     return {
         "method": plain(method),
         "seed": getattr(method, "seed", None),
         "task": dict(discovery.provenance),
-        "model": {**backend_of(model).fingerprint(), "processing": processing(model)},
+        "model": known,
         "convention": asdict(sites.graph.convention) if "edges" in sites.kinds else None,
         "ablation": ablation.as_dict(),
         "versions": versions(),
-    }
-
-
-def processing(model: Any) -> dict[str, Any]:
-    """What TransformerLens did to the weights, as far as a model shows it, and their precision.
-
-    Centring leaves no mark in a model's settings, and changes no edge circuit.
-
-    Example:
-        >>> import tlprune as tp
-        >>> processing(tp.planted("copy").model)
-        {'normalization': None, 'folded_norms': False, 'value_biases': False, 'dtype': 'float32'}
-    """
-    backend, kind = backend_of(model), model.cfg.normalization_type
-    biases = (value for name, value in backend.parameters().items() if name.endswith("attn.b_V"))
-    return {
-        "normalization": kind,
-        "folded_norms": str(kind).endswith("Pre"),
-        "value_biases": any(bool(bias.detach().any()) for bias in biases),
-        "dtype": str(backend.dtype).removeprefix("torch."),
     }
 
 
