@@ -326,3 +326,34 @@ def test_installed_weights_are_put_back() -> None:
         assert error(quiet(CLEAN.ids), expected) <= 1e-9
     assert error(expected, plain(hf_model("gpt2"), CLEAN)) > 1e-3
     assert error(model(CLEAN.ids), plain(hf_model("gpt2"), CLEAN)) <= 1e-9
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_generation_under_installed_masks_is_one_masked_run_after_the_other(kind: str, cache: bool) -> None:
+    """With a cache of keys and values, too: what is written there is masked already."""
+    model = bridged(kind, torch.float32)
+    masked = tp.Masked(model, tp.connected_random(Graph.of(model), 40), tp.Zero())
+    expected = CLEAN.ids[:1]
+    for _ in range(4):
+        expected = torch.cat([expected, masked(expected)[:, -1:].argmax(-1)], 1)
+    options = {"max_new_tokens": 4, "do_sample": False, "return_type": "tokens", "verbose": False}
+    with masked.installed() as quiet:
+        found = quiet.generate(CLEAN.ids[:1], use_past_kv_cache=cache, stop_at_eos=False, **options)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "neox"])
+def test_other_attention_implementations_change_nothing(kind: str) -> None:
+    """A bridge computes attention itself; of Hugging Face's it takes the mask, in whatever form that comes."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    whole = hf_model(kind, torch.float32)
+    whole.set_attn_implementation("sdpa")
+    other = build_bridge_from_module(whole, type(whole).__name__, hf_config=whole.config).eval()
+    attention = torch.ones(3, 6, dtype=torch.long)
+    attention[1, :2] = 0
+    clean, corrupt = Tokens(CLEAN.ids, attention), Tokens(CORRUPT.ids, attention)
+    mask = random_mask(Graph.of(other), dtype=torch.float32).detach()
+    found, expected = (masked_of(one)(clean, corrupt, mask=mask) for one in (other, bridged(kind, torch.float32)))
+    assert error(found[attention.bool()], expected[attention.bool()]) <= 1e-5
