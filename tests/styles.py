@@ -55,7 +55,9 @@ def fresh(style: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any
     if options.get("attn_only"):
         options.pop("d_mlp")
     make = build if has_hooked_transformer() else build_bridge
-    model = make(**options, dtype=dtype, device="cpu", init_weights=False, model_name=style).to(dtype)
+    model = make(**options, dtype=dtype, device="cpu", init_weights=False, model_name=style).to(
+        dtype, print_details=False
+    )
     randomise(model, seed=sum(map(ord, style)))
     return model.eval()
 
