@@ -2,15 +2,8 @@
 
 import pytest
 
-from tlprune.models.transformer_lens import hooked_transformer
-
-try:
-    hooked_transformer()
-except ValueError:
-    HAS_HOOKED_TRANSFORMER = False
-else:
-    HAS_HOOKED_TRANSFORMER = True
+from tlprune.models.transformer_lens import has_hooked_transformer
 
 NEEDS_HOOKED_TRANSFORMER = pytest.mark.skipif(
-    not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer"
+    not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer"
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from functools import cache
 from typing import Any
 
@@ -11,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tlprune.backends.hooked_transformer import HookedTransformerBackend
+from tlprune.backends import backend_of
+from tlprune.backends.activations import Backend
 from tlprune.graph import Convention, Graph
-from tlprune.models.transformer_lens import hooked_transformer
+from tlprune.models.transformer_lens import build, build_bridge, has_hooked_transformer
 from tlprune.task import Batch, Tokens
 
 SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 4, "d_head": 8, "d_mlp": 48, "d_vocab": 29, "n_ctx": 16}
@@ -47,15 +47,17 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def fresh(style: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
-    """A new random model; every parameter is random, biases and the gains of norms too."""
-    model_class, config_class = hooked_transformer()
+    """A new random model; every parameter is random, biases and the gains of norms too.
+
+    On TransformerLens 4 it is a bridge of TransformerLens' own model, which has no parallel blocks and no q/k-norm.
+    """
     options = SHAPE | STYLES[style] | changes
     if options.get("attn_only"):
         options.pop("d_mlp")
-    config = config_class(**options, dtype=dtype, device="cpu", init_weights=False, model_name=style)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        model = model_class(config)
+    make = build if has_hooked_transformer() else build_bridge
+    model = make(**options, dtype=dtype, device="cpu", init_weights=False, model_name=style).to(
+        dtype, print_details=False
+    )
     randomise(model, seed=sum(map(ord, style)))
     return model.eval()
 
@@ -63,7 +65,7 @@ def fresh(style: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any
 @torch.no_grad()
 def randomise(model: Any, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
+    for name, parameter in backend_of(model).parameters().items():
         # Drawn in float64, so that a model in another precision has the same weights, rounded.
         noise = 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.copy_(1 + noise if ".ln" in f".{name}" and name.endswith("w") else noise)
@@ -73,11 +75,11 @@ def randomise(model: Any, *, seed: int) -> None:
 
 
 @cache
-def _kept_backend(style: str, dtype: torch.dtype) -> HookedTransformerBackend:
-    return HookedTransformerBackend(fresh(style, dtype))
+def _kept_backend(style: str, dtype: torch.dtype) -> Backend:
+    return backend_of(fresh(style, dtype))
 
 
-def backend_of_style(style: str, dtype: torch.dtype = torch.float64) -> HookedTransformerBackend:
+def backend_of_style(style: str, dtype: torch.dtype = torch.float64) -> Backend:
     """The backend of a style's one model, for tests that leave it as it is."""
     return _kept_backend(style, dtype)
 

@@ -157,6 +157,7 @@ def test_test_examples_are_never_touched_and_make_no_difference(name: str) -> No
 def test_the_model_is_left_untouched(name: str) -> None:
     model = grouped(torch.float32)
     mixed_settings(model)
+    model(random_task().test.clean.ids)  # a bridge finishes its own hooks in its first run
     before = state(model)
     ROWS[name].quick.find(model, random_task())
     assert_unchanged(before, model)

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from hooked import NEEDS_HOOKED_TRANSFORMER
 from torch import Tensor
 
+from tlprune.backends import backend_of
 from tlprune.graph import Graph
 from tlprune.models.planted import Planted, planted
 from tlprune.models.planted_tasks import NO, YES, build_task
@@ -18,9 +18,6 @@ from tlprune.task import Batch
 
 NAMES = sorted(WIRINGS)
 EXAMPLES = 16
-
-
-pytestmark = NEEDS_HOOKED_TRANSFORMER
 
 
 @cache
@@ -37,7 +34,7 @@ class PlainTransformer:
     """A transformer without norms, written out per head and per reader: the value of every writer, by name."""
 
     def __init__(self, model: object, graph: Graph) -> None:
-        self.weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self.weights = {name: parameter.detach() for name, parameter in backend_of(model).parameters().items()}
         self.layers, self.heads, self.graph = model.cfg.n_layers, model.cfg.n_heads, graph
 
     def writers(self, ids: Tensor) -> dict[str, Tensor]:

@@ -1,25 +1,33 @@
-"""On a TransformerLens without HookedTransformer the package imports, and says in one sentence what it needs."""
-
-import subprocess
-import sys
+"""On a TransformerLens without HookedTransformer everything runs on bridges, and what cannot says so in a sentence."""
 
 import pytest
-from hooked import HAS_HOOKED_TRANSFORMER
+from hooked import NEEDS_HOOKED_TRANSFORMER
 
 import tlprune as tp
+from tlprune.models.transformer_lens import build, has_hooked_transformer
 
-pytestmark = pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="this TransformerLens has HookedTransformer")
-
-
-@pytest.mark.parametrize("name", ["testbed", "planted", "gpt2"])
-def test_load_says_what_to_install(name: str) -> None:
-    with pytest.raises(ValueError, match=r"needs HookedTransformer.*Install transformer-lens 3\.9"):
-        tp.load(name)
+without = pytest.mark.skipif(has_hooked_transformer(), reason="this TransformerLens has HookedTransformer")
 
 
-def test_command_line_says_it_in_one_line() -> None:
-    command = [sys.executable, "-c", "import sys; from tlprune.cli import main; sys.exit(main(['discover']))"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert [line for line in run.stderr.splitlines() if line] == [run.stderr.strip()]
-    assert "HookedTransformer" in run.stderr
+@without
+def test_a_hooked_transformer_cannot_be_built() -> None:
+    with pytest.raises(ValueError, match=r"no longer has. Use tp\.load.*or install transformer-lens 3\.9"):
+        build(n_layers=1, d_model=8, n_ctx=4, d_head=4, attn_only=True, d_vocab=5)
+
+
+@without
+@pytest.mark.parametrize("name", ["testbed", "planted"])
+def test_load_gives_a_bridge(name: str) -> None:
+    assert type(tp.load(name, device="cpu")).__name__ == "TransformerBridge"
+
+
+@NEEDS_HOOKED_TRANSFORMER
+@pytest.mark.parametrize("name", ["testbed", "planted"])
+def test_load_gives_a_hooked_transformer_where_there_is_one(name: str) -> None:
+    assert type(tp.load(name, device="cpu")).__name__ == "HookedTransformer"
+
+
+def test_the_testbed_is_one_model_on_every_line() -> None:
+    """The fingerprint that circuits name, of whatever kind of model this TransformerLens gives."""
+    circuit = tp.EdgePruning(edges=20, steps=1).find(tp.load("testbed"), tp.tasks.ioi(tp.load("testbed")))
+    assert circuit.provenance["model"]["weights"] == "6c8b550b1a7ca0d3"

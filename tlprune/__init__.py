@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
+    from tlprune.models.bridge import bridge as bridge
     from tlprune.models.export import to_huggingface as to_huggingface
     from tlprune.models.huggingface import from_huggingface as from_huggingface
     from tlprune.models.load import load as load
@@ -115,6 +116,7 @@ _HOMES = {
     "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
+    "bridge": "models.bridge",
     "to_huggingface": "models.export",
     "from_huggingface": "models.huggingface",
     "load": "models.load",

@@ -8,11 +8,13 @@ from typing import Any
 from tlprune.backends.activations import Backend
 from tlprune.backends.hooked_encoder import HookedEncoderBackend
 from tlprune.backends.hooked_transformer import HookedTransformerBackend
+from tlprune.backends.transformer_bridge import TransformerBridgeBackend
 
 # By the name of a model's class, or of one that it is made from.
 BACKENDS: dict[str, Callable[[Any], Backend]] = {
     "HookedTransformer": HookedTransformerBackend,
     "HookedEncoder": HookedEncoderBackend,
+    "TransformerBridge": TransformerBridgeBackend,
 }
 
 
@@ -26,6 +28,6 @@ def backend_of(model: Any) -> Backend:
         if base.__name__ in BACKENDS:
             return BACKENDS[base.__name__](model)
     raise ValueError(
-        f"tlprune needs a {' or a '.join(BACKENDS)} but got {type(model).__name__}. Load one with tp.load(...) or "
-        "transformer_lens.HookedTransformer (TransformerLens 3.9)."
+        f"tlprune needs one of {', '.join(BACKENDS)} but got {type(model).__name__}. Load one with tp.load(...), with "
+        "transformer_lens.HookedTransformer (TransformerLens 3.9) or with TransformerBridge.boot_transformers."
     )

@@ -16,6 +16,8 @@ from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
 Norm = Literal["layer", "rms", "none"]
+# By the name that TransformerLens gives them; those ending in Pre have their weights folded into what reads them.
+NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
 # Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); and what norms
 # divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0), and, where what attention and MLP wrote is
 # normalised before it is added, ("attention_post_norm" | "mlp_post_norm", layer). A norm's edit gives a scale for all
@@ -189,6 +191,11 @@ class Backend(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of the least exact step; some models norm in float32, whatever the type of their weights."""
+        ...
 
     @property
     def device(self) -> torch.device: ...

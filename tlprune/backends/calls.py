@@ -61,10 +61,21 @@ class Writes:
 
     def __init__(self, steering: Steering, layer: int, edits: Edits, met: set[Point]) -> None:
         self.steering, self.layer = steering, layer
-        self.edit_heads, self.edit_mlp = (edit_at(edits, (kind, layer), met) for kind in ("heads", "mlp"))
+        kinds = ("heads", "mlp", "attention_post_norm")
+        self.edit_heads, self.edit_mlp, self.edit_scale = (edit_at(edits, (kind, layer), met) for kind in kinds)
+        self.z = torch.empty(0)
 
     def heads(self, z: Tensor) -> None:
         self.steering.heads(self.layer, self.edit_heads(z))
+
+    def before_norm(self, z: Tensor) -> Tensor:
+        self.z = self.edit_heads(z)
+        return self.z
+
+    def at_norm(self, scale: Tensor) -> Tensor:
+        scale = self.edit_scale(scale)
+        self.steering.heads(self.layer, sent(self.z, scale))
+        return scale
 
     def mlp(self, output: Tensor) -> None:
         self.steering.mlp(self.layer, self.edit_mlp(output))
@@ -113,6 +124,11 @@ def stored(seen: dict[str, Tensor], name: str) -> Hook:
 def passed(_: None, stub: Tensor) -> Tensor:
     """What the model goes on with when an activation was told to the engine, which carries it from here."""
     return stub.detach()
+
+
+def sent(z: Tensor, scale: Tensor) -> Tensor:
+    """What heads send, where a norm divides their sum by ``scale``, ``(example, pos, 1)``."""
+    return (z / scale[..., None]).to(z.dtype)
 
 
 def input_axes(name: str, axes: int) -> tuple[int, ...]:

@@ -81,6 +81,10 @@ class HookedEncoderBackend:
         return self.model.embed.embed.W_E.dtype
 
     @property
+    def precision(self) -> torch.dtype:
+        return self.dtype
+
+    @property
     def device(self) -> torch.device:
         return self.model.embed.embed.W_E.device
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tlprune.backends.activations import (
     FOR_EDGES,
+    NORMS,
     Activations,
     Edits,
-    Norm,
     Point,
     Projection,
     Steering,
@@ -31,6 +31,7 @@ from tlprune.backends.calls import (
     hooked,
     input_axes,
     passed,
+    sent,
     stored,
     weights_hash,
 )
@@ -38,7 +39,6 @@ from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
-NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
 # Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
 UNUSED_STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result", "ln1.")
 UNUSED_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
@@ -76,6 +76,10 @@ class HookedTransformerBackend:
         return self.model.embed.W_E.dtype
 
     @property
+    def precision(self) -> torch.dtype:
+        return self.dtype
+
+    @property
     def device(self) -> torch.device:
         return self.model.embed.W_E.device
 
@@ -96,7 +100,7 @@ class HookedTransformerBackend:
             mlps=tuple(seen[f"blocks.{layer}.hook_mlp_out"] for layer in layers if self.architecture.has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.hook_post"] for layer in wanted.neurons},
-            sent=tuple(map(_scaled, z, scales)) if scales else (),
+            sent=tuple(map(sent, z, scales)) if scales else (),
         )
 
     @torch.no_grad()
@@ -214,7 +218,7 @@ class HookedTransformerBackend:
         stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
         for layer in range(self.architecture.n_layers):
             block, reads = f"blocks.{layer}.", AttentionReads(steering, layer)
-            writes = _Writes(steering, layer, edits, met)
+            writes = Writes(steering, layer, edits, met)
             yield f"{block}hook_resid_pre", lambda _: stub, False
             for index, part in enumerate("qkv"):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
@@ -317,24 +321,6 @@ class HookedTransformerBackend:
                 setattr(config, name, value)
 
 
-class _Writes(Writes):
-    """Also of a block whose attention is normalised before it is added: its heads send ``z`` over the norm's scale."""
-
-    def __init__(self, steering: Steering, layer: int, edits: Edits, met: set[Point]) -> None:
-        super().__init__(steering, layer, edits, met)
-        self.edit_scale = edit_at(edits, ("attention_post_norm", layer), met)
-        self.z = torch.empty(0)
-
-    def before_norm(self, z: Tensor) -> Tensor:
-        self.z = self.edit_heads(z)
-        return self.z
-
-    def at_norm(self, scale: Tensor) -> Tensor:
-        scale = self.edit_scale(scale)
-        self.steering.heads(self.layer, _scaled(self.z, scale))
-        return scale
-
-
 def _edit(edits: Edits, point: Point, met: set[Point], positions: Tensor | None) -> Callable[[Tensor], Tensor]:
     edit = edit_at(edits, point, met)
     if point[0] != "final_norm":
@@ -369,11 +355,6 @@ def refuse_unsupported(config: Any) -> None:
 
 def _has_norms(model: Any) -> bool:
     return NORMS[model.cfg.normalization_type] != "none"
-
-
-def _scaled(z: Tensor, scale: Tensor) -> Tensor:
-    """What heads send, where a norm divides their sum by ``scale``, ``(example, pos, 1)``."""
-    return (z / scale[..., None]).to(z.dtype)
 
 
 def _is_post_norm(config: Any) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlprune.backends.activations import Backend
-from tlprune.backends.hooked_transformer import NORMS
+from tlprune.backends.activations import NORMS, Backend
 
 READING = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_U")
 WRITING = ("W_O", "W_out", "b_out", "W_E", "W_pos")

@@ -138,7 +138,7 @@ def check_same(backend: Backend, masked: Tensor, plain: Tensor) -> None:
         )
     scale = max(1.0, float(plain.abs().max()))
     error = float((masked - plain).abs().max()) / scale
-    allowed = ROUNDING[backend.dtype] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))
+    allowed = ROUNDING[backend.precision] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))
     if not error <= allowed:
         raise RuntimeError(
             f"With everything kept the masked model must equal the model, but logits differ by {error:.1e} of their "

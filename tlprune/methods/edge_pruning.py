@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tlprune.backends import backend_of
 from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
 from tlprune.graph import Graph
@@ -102,7 +103,7 @@ class EdgePruning:
         sites = edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
         count, steps = self.count(sites.graph), self.steps or recipe.steps
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
-        masks = Masks(sites, HardConcrete(initial=recipe.initial)).to(model.cfg.device or "cpu")
+        masks = Masks(sites, HardConcrete(initial=recipe.initial)).to(backend_of(model).device)
         masked = Masked(model, masks, ablation)
         fit(
             masked,

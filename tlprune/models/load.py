@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tlprune.models.bridge import TESTBED, bridge, bridge_by_name
 from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
-from tlprune.models.transformer_lens import hooked_transformer, quiet_construction
-
-TESTBED = Path(__file__).parent / "testbed"
+from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
 
 
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A model ready for masks, from whatever describes it.
 
+    It is a HookedTransformer where TransformerLens has that class (3.9), and a TransformerBridge on TransformerLens 4:
+    the same names, the same circuits.
+
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
             ``-adder``, ``-copy``: models whose circuit was written by hand; a local directory in Hugging Face format
-            or a transformers model (see :func:`~tlprune.from_huggingface`); a name that TransformerLens knows
+            or a transformers model (see :func:`~tlprune.from_huggingface` and
+            :func:`~tlprune.bridge`); a name that TransformerLens knows
             (downloaded, no weight folded); or a TransformerLens model, which is returned as it is.
         device: where to put it; by default a GPU if there is one.
         dtype: of its weights.
 
     Raises:
-        ValueError: no such name or directory, an architecture without a converter, or this TransformerLens has no
-            HookedTransformer.
+        ValueError: no such name or directory, or an architecture that is not supported.
 
     Example:
         >>> load("testbed").cfg.n_layers
@@ -35,23 +38,31 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     """
     if not isinstance(model, (str, Path)):
         given = {base.__name__ for base in type(model).__mro__}
-        return from_huggingface(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
-    hooked_transformer()
+        return _converted(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
     return _load(str(model), device, dtype)
 
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
-    if name == "testbed":
-        return from_huggingface(TESTBED, device=device, dtype=dtype)
     if name == "planted" or name.startswith("planted-"):
-        model = planted(name.partition("-")[2] or "induction").model
-        return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
-    if Path(name).is_dir():
-        return from_huggingface(name, device=device, dtype=dtype)
-    return _by_name(name, device, dtype)
+        return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
+    directory = TESTBED if name == "testbed" else Path(name)
+    if directory.is_dir():
+        return _converted(directory, device=device, dtype=dtype)
+    return (_by_name if has_hooked_transformer() else bridge_by_name)(name, device=device, dtype=dtype)
 
 
-def _by_name(name: str, device: str | None, dtype: torch.dtype) -> Any:
+def _converted(model: Any, **options: Any) -> Any:
+    """From a directory, or a transformers model, which is left as it is: a bridge would wrap it."""
+    if has_hooked_transformer():
+        return from_huggingface(model, **options)
+    return bridge(model if isinstance(model, Path) else copy.deepcopy(model), **options)
+
+
+def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:
+    return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
+
+
+def _by_name(name: str, *, device: str | None, dtype: torch.dtype) -> Any:
     from transformer_lens.loading_from_pretrained import get_official_model_name
 
     try:

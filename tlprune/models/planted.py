@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tlprune.backends import backend_of
 from tlprune.circuit import Circuit
 from tlprune.models.planted_tasks import build_task
 from tlprune.models.planted_weights import (
@@ -32,10 +34,11 @@ from tlprune.models.planted_weights import (
     to_slot,
 )
 from tlprune.models.planted_wiring import WIRINGS, Wiring
-from tlprune.models.transformer_lens import build
+from tlprune.models.transformer_lens import build, build_bridge, has_hooked_transformer
 from tlprune.task import Task
 
 PREFIX = "planted-"
+BLOCK = (*(f"attn.W_{part}" for part in "QKVO"), "mlp.W_in", "mlp.b_in", "mlp.W_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,8 @@ class Planted:
     """A model, the task it solves, and the edges by which it does so.
 
     Attributes:
-        model: a ``HookedTransformer`` of 2 layers with 4 heads and an MLP each: 110 edges.
+        model: a ``HookedTransformer``, or on TransformerLens 4 a ``TransformerBridge``, of 2 layers with 4 heads and an
+            MLP each: 110 edges.
         task: prompt pairs with one answer at the last position.
         circuit: the true edges, under merged embeddings and resample ablation; see :func:`planted`.
         explanation: what the circuit computes and what a method should meet.
@@ -89,7 +93,7 @@ def planted(name: str = "induction", *, seed: int = 0) -> Planted:
             every seed, and the global random state is not touched.
 
     Raises:
-        ValueError: the name is not known, or this TransformerLens has no ``HookedTransformer`` (4.0 and later).
+        ValueError: the name is not known.
 
     Example:
         >>> gate = planted("and", seed=1)
@@ -147,35 +151,39 @@ def _empty_model(name: str) -> Any:
     shape = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "d_head": D_HEAD, "d_mlp": D_MLP}
     shape |= {"d_vocab": VOCABULARY, "n_ctx": CONTEXT}
     kind = {"act_fn": "relu", "normalization_type": None, "positional_embedding_type": "standard"}
-    return build(**shape, **kind, init_weights=False, device="cpu", model_name=PREFIX + name)
+    name = PREFIX + name
+    make = build if has_hooked_transformer() else build_bridge
+    return make(**shape, **kind, init_weights=False, device="cpu", model_name=name)
 
 
 @torch.no_grad()
 def _fill(model: Any, wiring: Wiring, generator: torch.Generator) -> None:
-    for parameter in model.parameters():
-        parameter.zero_()
-    model.embed.W_E.copy_(to_slot(TOKEN, torch.eye(VOCABULARY)))
-    model.pos_embed.W_pos.copy_(to_slot(POSITION, torch.eye(CONTEXT)))
-    model.unembed.W_U.copy_(_unembedding())
-    model.unembed.b_U.copy_(wiring.logit_bias)
-    for layer, block in enumerate(model.blocks):
+    weights = backend_of(model).parameters()
+    for weight in weights.values():
+        weight.zero_()
+    weights["embed.W_E"].copy_(to_slot(TOKEN, torch.eye(VOCABULARY)))
+    weights["pos_embed.W_pos"].copy_(to_slot(POSITION, torch.eye(CONTEXT)))
+    weights["unembed.W_U"].copy_(_unembedding())
+    weights["unembed.b_U"].copy_(wiring.logit_bias)
+    for layer in range(N_LAYERS):
+        block = {name: weights[f"blocks.{layer}.{name}"] for name in BLOCK}
         for index in range(N_HEADS):
-            _fill_head(block.attn, index, wiring.heads.get((layer, index)) or distractor_head(generator))
-        _fill_mlp(block.mlp, wiring.mlps.get(layer) or distractor_mlp(generator))
+            _fill_head(block, index, wiring.heads.get((layer, index)) or distractor_head(generator))
+        _fill_mlp(block, wiring.mlps.get(layer) or distractor_mlp(generator))
 
 
 def _unembedding() -> Float[Tensor, "d_model vocabulary"]:
     return from_slot(ANSWER, GAIN * torch.eye(VOCABULARY))
 
 
-def _fill_head(attention: Any, index: int, head: Head) -> None:
-    attention.W_Q[index] = head.query
-    attention.W_K[index] = head.key
-    attention.W_V[index] = head.value
-    attention.W_O[index] = head.output
+def _fill_head(block: Mapping[str, Tensor], index: int, head: Head) -> None:
+    block["attn.W_Q"][index] = head.query
+    block["attn.W_K"][index] = head.key
+    block["attn.W_V"][index] = head.value
+    block["attn.W_O"][index] = head.output
 
 
-def _fill_mlp(mlp: Any, weights: Mlp) -> None:
-    mlp.W_in.copy_(weights.inward)
-    mlp.b_in.copy_(weights.bias)
-    mlp.W_out.copy_(weights.outward)
+def _fill_mlp(block: Mapping[str, Tensor], weights: Mlp) -> None:
+    block["mlp.W_in"].copy_(weights.inward)
+    block["mlp.b_in"].copy_(weights.bias)
+    block["mlp.W_out"].copy_(weights.outward)

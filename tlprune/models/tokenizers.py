@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,21 @@ def tokenizer_in(directory: Path) -> Any | None:
     return sentencepiece_tokenizer(files[0]) if len(files) == 1 else None
 
 
-def set_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Give a model a copy of a tokenizer, padding on the right.
+@contextmanager
+def copied(tokenizer: Any) -> Iterator[Any]:
+    """A copy of a tokenizer that lies on the disk until the block ends.
 
-    A HookedTransformer reads a tokenizer again from where it came from, to have the first token prepended; from a copy
-    on the disk it does so without the hub.
+    TransformerLens reads a tokenizer again from where it came from, to have the first token prepended; from there it
+    does so without the hub.
     """
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
-        copy = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        copy.padding_side = "right"
-        if hasattr(model, "set_tokenizer"):
-            model.set_tokenizer(copy, default_padding_side="right")
-        else:
-            model.tokenizer = copy
+        yield AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def set_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Give a HookedTransformer a copy of a tokenizer, padding on the right."""
+    with copied(tokenizer) as copy:
+        model.set_tokenizer(copy, default_padding_side="right")

@@ -7,6 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens still has HookedTransformer; 4.0 and later have TransformerBridge alone."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
 
 def hooked_transformer() -> tuple[Any, Any]:
     """The classes HookedTransformer and HookedTransformerConfig.
@@ -14,15 +25,16 @@ def hooked_transformer() -> tuple[Any, Any]:
     Raises:
         ValueError: this TransformerLens has none (4.0 and later).
     """
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError:
+    if not has_hooked_transformer():
         from importlib.metadata import version
 
         raise ValueError(
-            f"tlprune needs HookedTransformer, which TransformerLens {version('transformer-lens')} no longer has. "
-            "Install transformer-lens 3.9: pip install 'transformer-lens>=3.9,<4'."
-        ) from None
+            f"This needs HookedTransformer, which TransformerLens {version('transformer-lens')} no longer has. Use "
+            "tp.load(...), which gives a TransformerBridge, or install transformer-lens 3.9: "
+            "pip install 'transformer-lens>=3.9,<4'."
+        )
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     return HookedTransformer, HookedTransformerConfig
 
 
@@ -31,6 +43,22 @@ def build(**settings: Any) -> Any:
     model_class, config_class = hooked_transformer()
     with quiet_construction():
         return model_class(config_class(**settings))
+
+
+def build_bridge(*, model_name: str, init_weights: bool = False, **settings: Any) -> Any:
+    """A TransformerBridge of TransformerLens' own model with these settings, in evaluation mode.
+
+    It has every bias of a HookedTransformer's head. Without ``init_weights`` the weights are the caller's to fill. The
+    global random state is not touched.
+    """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources.native import boot  # pyright: ignore[reportAttributeAccessIssue]
+
+    with torch.random.fork_rng(devices=[]):
+        model = boot(TransformerBridgeConfig(**settings, init_weights=init_weights), model_name=model_name)
+    head = model.unembed.original_component
+    head.bias = torch.nn.Parameter(head.weight.new_zeros(len(head.weight)))
+    return model.eval()
 
 
 @contextmanager

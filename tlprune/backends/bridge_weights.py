@@ -1,0 +1,169 @@
+"""Where the Hugging Face modules behind a TransformerBridge keep TransformerLens' tensors, and in which layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+Layout = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of TransformerLens, as a view of a Hugging Face parameter.
+
+    Attributes:
+        module: the module that owns the parameter.
+        attribute: the parameter's name there.
+        shape: of the tensor in TransformerLens' layout.
+        show: from the stored layout to TransformerLens', without a copy.
+        store: back.
+    """
+
+    module: Module
+    attribute: str
+    shape: tuple[int, ...]
+    show: Layout
+    store: Layout
+
+    @property
+    def stored(self) -> Tensor | None:
+        """The parameter as it is at this moment; ``None`` for a bias that Hugging Face leaves out."""
+        return getattr(self.module, self.attribute, None)
+
+    def tensor(self, like: Tensor) -> Tensor:
+        """The tensor in TransformerLens' layout; zeros, of the type and device of ``like``, for a bias left out."""
+        stored = self.stored
+        return like.new_zeros(self.shape) if stored is None else self.show(stored)
+
+
+class Places:
+    """All tensors of a bridge by TransformerLens' names, in the order of HookedTransformer.
+
+    Args:
+        model: a TransformerBridge of a decoder.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.config = model.cfg
+        self.all = dict(self._of_model(model))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.all[name].tensor(self.like)
+
+    @property
+    def like(self) -> Tensor:
+        """The token embedding, which says where and in which precision the model is."""
+        embedding = self.all["embed.W_E"].stored
+        assert embedding is not None
+        return embedding
+
+    def _of_model(self, model: Any) -> Iterator[tuple[str, Place]]:
+        yield "embed.W_E", _plain(model.embed, "weight", (self.config.d_vocab, self.config.d_model))
+        if self.config.positional_embedding_type == "standard":
+            yield "pos_embed.W_pos", _plain(model.pos_embed, "weight", (self.config.n_ctx, self.config.d_model))
+        for layer, block in enumerate(model.blocks):
+            yield from ((f"blocks.{layer}.{name}", place) for name, place in self._of_block(block))
+        yield from self._of_norm("ln_final", model.ln_final)
+        vocabulary = self.config.d_vocab_out
+        yield "unembed.W_U", _matrix(model.unembed, (self.config.d_model, vocabulary))
+        yield "unembed.b_U", _plain(model.unembed, "bias", (vocabulary,))
+
+    def _of_block(self, block: Any) -> Iterator[tuple[str, Place]]:
+        yield from self._of_norm("ln1", block.ln1)
+        if not self.config.attn_only:
+            yield from self._of_norm("ln2", block.ln2)
+        yield from self._of_attention(block.attn)
+        if not self.config.attn_only:
+            yield from self._of_mlp(block.mlp)
+
+    def _of_norm(self, name: str, norm: Any, width: int | None = None) -> Iterator[tuple[str, Place]]:
+        shape, kind = (width or self.config.d_model,), self.config.normalization_type
+        if kind in ("LN", "RMS"):
+            yield f"{name}.w", _plain(norm, "weight", shape)
+        if kind == "LN":
+            yield f"{name}.b", _plain(norm, "bias", shape)
+
+    def _of_attention(self, attention: Any) -> Iterator[tuple[str, Place]]:
+        heads, width, d_head = self.config.n_heads, self.config.d_model, self.config.d_head
+        groups = getattr(self.config, "n_key_value_heads", None) or heads
+        yield "attn.W_Q", _heads(attention.q, (heads, width, d_head))
+        yield "attn.W_O", _output(attention.o, (heads, d_head, width))
+        yield "attn.b_Q", _head_bias(attention.q, (heads, d_head))
+        yield "attn.b_O", _plain(attention.o, "bias", (width,))
+        for part in "kv":
+            yield f"attn.W_{part.upper()}", _heads(getattr(attention, part), (groups, width, d_head))
+        for part in "kv":
+            yield f"attn.b_{part.upper()}", _head_bias(getattr(attention, part), (groups, d_head))
+        for norm in ("q_norm", "k_norm"):
+            if hasattr(attention, norm):
+                yield from self._of_norm(f"attn.{norm}", getattr(attention, norm), d_head)
+
+    def _of_mlp(self, mlp: Any) -> Iterator[tuple[str, Place]]:
+        width, neurons = self.config.d_model, self.config.d_mlp
+        into, out = getattr(mlp, "in"), mlp.out
+        weight_in, weight_out = _matrix(into, (width, neurons)), _matrix(out, (neurons, width))
+        bias_in, bias_out = _plain(into, "bias", (neurons,)), _plain(out, "bias", (width,))
+        if self.config.gated_mlp:
+            gate = _matrix(mlp.gate, (width, neurons))
+            names = ("W_in", "W_out", "W_gate", "b_in", "b_out")
+            places = (weight_in, weight_out, gate, bias_in, bias_out)
+        else:
+            names, places = ("W_in", "b_in", "W_out", "b_out"), (weight_in, bias_in, weight_out, bias_out)
+        yield from ((f"mlp.{name}", place) for name, place in zip(names, places, strict=True))
+
+
+def _plain(bridge: Any, attribute: str, shape: tuple[int, ...]) -> Place:
+    """A tensor that both store alike."""
+    return Place(bridge.original_component, attribute, shape, _same, _same)
+
+
+def _head_bias(bridge: Any, shape: tuple[int, ...]) -> Place:
+    """``(head, d_head)``, of one row."""
+    return Place(bridge.original_component, "bias", shape, lambda row: row.view(shape), lambda shown: shown.flatten())
+
+
+def _matrix(bridge: Any, shape: tuple[int, ...]) -> Place:
+    """A matrix, inputs first."""
+    turn = _turn(bridge.original_component)
+    return Place(bridge.original_component, "weight", shape, turn, turn)
+
+
+def _heads(bridge: Any, shape: tuple[int, ...]) -> Place:
+    """``(head, d_model, d_head)``, of a matrix whose outputs are all heads, one after the other."""
+    module, (heads, _, d_head) = bridge.original_component, shape
+    turn = _turn(module)
+    return Place(
+        module,
+        "weight",
+        shape,
+        lambda stored: turn(stored).unflatten(1, (heads, d_head)).movedim(1, 0),
+        lambda shown: turn(shown.movedim(0, 1).flatten(1)),
+    )
+
+
+def _output(bridge: Any, shape: tuple[int, ...]) -> Place:
+    """``(head, d_head, d_model)``, of a matrix whose inputs are all heads, one after the other."""
+    module, (heads, d_head, _) = bridge.original_component, shape
+    turn = _turn(module)
+    return Place(
+        module,
+        "weight",
+        shape,
+        lambda stored: turn(stored).unflatten(0, (heads, d_head)),
+        lambda shown: turn(shown.flatten(0, 1)),
+    )
+
+
+def _turn(module: Module) -> Layout:
+    """``Linear`` stores outputs first, GPT-2's ``Conv1D`` inputs first."""
+    return (lambda matrix: matrix.mT) if isinstance(module, torch.nn.Linear) else _same
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

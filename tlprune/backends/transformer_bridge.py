@@ -1,0 +1,335 @@
+"""TransformerBridge: a Hugging Face decoder behind TransformerLens' names, on TransformerLens 3 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tlprune.backends.activations import (
+    FOR_EDGES,
+    NORMS,
+    Activations,
+    Edits,
+    Norm,
+    Point,
+    Projection,
+    Steering,
+    Wanted,
+    select,
+)
+from tlprune.backends.bridge_support import grouping, refuse_flags, refuse_unsupported
+from tlprune.backends.bridge_weights import Places
+from tlprune.backends.calls import (
+    AttentionReads,
+    Hook,
+    WeightCall,
+    Writes,
+    check_met,
+    edit_at,
+    frozen,
+    hooked,
+    input_axes,
+    passed,
+    stored,
+    weights_hash,
+)
+from tlprune.graph import Architecture, Convention
+from tlprune.sites import Matrix
+from tlprune.task import Tokens
+
+# Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
+UNUSED = ("hook_in", "hook_out", "hook_mlp_in", "ln1.", "attn.hook_in", "attn.hook_out", "attn.hook_hidden_states")
+UNUSED_PARTS = ("attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in", "attn.o.hook_out", "attn.hook_result")
+BridgeHooks = list[tuple[str, Hook, bool]]
+
+
+class TransformerBridgeBackend:
+    """Reads and steers a TransformerBridge through its HookPoints, for the length of one call.
+
+    Everything is in TransformerLens' names and layouts, so sites, circuits and fingerprints are those of the
+    HookedTransformer of the same checkpoint with no weight folded.
+
+    Args:
+        model: the model; nothing of it is changed afterwards.
+
+    Raises:
+        ValueError: its blocks do not simply add to one stream (an encoder, a mixture of experts, post-norms, MLA, a
+            state-space model, scaled residuals), it is in compatibility mode, or it drops out.
+    """
+
+    def __init__(self, model: Any) -> None:
+        refuse_unsupported(model)
+        self.model = model
+        self.architecture = Architecture.of(model.cfg)
+        self.d_model: int = model.cfg.d_model
+        self.predicts: Literal["tokens", "prompts"] = "tokens"
+        self.places = Places(model)
+
+    @property
+    def d_mlp(self) -> int:
+        return self.model.cfg.d_mlp
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.places.like.dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        rms = self.model.cfg.normalization_type == "RMS"  # Hugging Face computes it in float32
+        return torch.float32 if rms and self.dtype == torch.float64 else self.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.places.like.device
+
+    # ---- plain runs
+
+    @torch.no_grad()
+    def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
+        seen = self._seen(tokens, self._observed(wanted))
+        layers = range(self.architecture.n_layers)
+        return Activations(
+            embeddings=tuple(seen[name] for name in self._embedding_points()),
+            heads=tuple(self._by_head(seen[f"blocks.{layer}.attn.o.hook_in"]) for layer in layers),
+            mlps=tuple(seen[f"blocks.{layer}.mlp.hook_out"] for layer in layers if self.architecture.has_mlp),
+            streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
+            neurons={layer: seen[f"blocks.{layer}.mlp.out.hook_in"] for layer in wanted.neurons},
+        )
+
+    @torch.no_grad()
+    def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
+        if NORMS[self.model.cfg.normalization_type] == "none":
+            return {}
+        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
+        points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
+        names = [f"{_norm_of(point)}.hook_scale" for point in points]
+        seen = self._seen(tokens, names)
+        return {point: seen[name] for point, name in zip(points, names, strict=True)}
+
+    def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
+        return self.run(tokens, {}, positions)
+
+    def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
+        with self.edited(edits, positions) as met:
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
+
+    @contextmanager
+    def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
+        met: set[Point] = set()
+        hooks = [hook for point in edits for hook in self._edit(edits, point, met)]
+        hooks.append(_selection(positions))
+        with hooked(self.model.hook_dict, hooks), frozen(self.model):
+            yield met
+
+    def _edit(self, edits: Edits, point: Point, met: set[Point]) -> BridgeHooks:
+        """The hooks that edit one activation."""
+        (kind, layer), edit = point, edit_at(edits, point, met)
+        if kind.endswith("_norm"):
+            return self._norm_hooks(_norm_of(point), edit)
+        if kind == "heads":
+            return [(f"blocks.{layer}.attn.o.hook_in", lambda z: edit(self._by_head(z)).flatten(2), False)]
+        name = {"input": "blocks.0.hook_in", "embed": "embed.hook_out", "pos_embed": "pos_embed.hook_out"}.get(kind)
+        names = {"mlp": f"blocks.{layer}.mlp.hook_out", "neurons": f"blocks.{layer}.mlp.out.hook_in"}
+        return [(name or names[kind], edit, False)]
+
+    def _norm_hooks(self, name: str, edit: Callable[[Tensor], Tensor]) -> BridgeHooks:
+        """A norm computed here, because a bridge whose norm is Hugging Face's own warns of edits and cuts gradients."""
+        seen: dict[str, Tensor] = {}
+
+        def normed(_: Tensor) -> Tensor:
+            stream, scale = seen["stream"], edit(seen["scale"]).expand(*seen["stream"].shape[:2], 1)
+            norm = Projection((), (), *self._norm(name), scale=scale.flatten(0, 1))
+            exact = stream.to(torch.promote_types(stream.dtype, torch.float32)).flatten(0, 1)
+            return norm.normalise(exact[None])[0].view(stream.shape).to(stream.dtype)
+
+        return [
+            (f"{name}.hook_in", stored(seen, "stream"), False),
+            (f"{name}.hook_scale", stored(seen, "scale"), False),
+            (f"{name}.hook_out", normed, True),
+        ]
+
+    def _norm(self, name: str) -> tuple[Norm, float, Tensor | None, Tensor | None]:
+        """Kind, epsilon, gain and shift of a norm."""
+        gain, shift = (self.places[part] if part in self.places.all else None for part in (f"{name}.w", f"{name}.b"))
+        return NORMS[self.model.cfg.normalization_type], self.model.cfg.eps, gain, shift
+
+    def _forward(self, tokens: Tokens) -> Tensor:
+        return self.model(tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
+
+    def _seen(self, tokens: Tokens, names: list[str]) -> dict[str, Tensor]:
+        """What some points see in a plain run; logits are computed at the first position only."""
+        seen: dict[str, Tensor] = {}
+        hooks: BridgeHooks = [(name, stored(seen, name), False) for name in names]
+        hooks.append(("unembed.hook_in", lambda stream: stream[:, :1], False))
+        with hooked(self.model.hook_dict, hooks):
+            self._forward(tokens)
+        return seen
+
+    def _by_head(self, z: Tensor) -> Tensor:
+        return z.unflatten(-1, (self.architecture.n_heads, -1))
+
+    def _embedding_points(self) -> list[str]:
+        return ["embed.hook_out", "pos_embed.hook_out"] if self.architecture.position_embedding else ["embed.hook_out"]
+
+    def _streams(self) -> list[str]:
+        """The residual-stream point that each set of readers reads in the plain model."""
+        middle = "hook_in" if self.architecture.parallel else "ln2.hook_in"
+        points = ["hook_in", middle] if self.architecture.has_mlp else ["hook_in"]
+        layers = range(self.architecture.n_layers)
+        return [*(f"blocks.{layer}.{point}" for layer in layers for point in points), "ln_final.hook_in"]
+
+    def _observed(self, wanted: Wanted) -> list[str]:
+        layers = range(self.architecture.n_layers)
+        outputs = ["attn.o.hook_in", "mlp.hook_out"] if self.architecture.has_mlp else ["attn.o.hook_in"]
+        points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
+        points += [f"blocks.{layer}.mlp.out.hook_in" for layer in wanted.neurons]
+        return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
+
+    # ---- steered runs
+
+    def steer(
+        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
+    ) -> Tensor:
+        with self.steered(steering, convention, edits, positions) as met:
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
+
+    @contextmanager
+    def steered(
+        self, steering: Steering, convention: Convention, edits: Edits, positions: Tensor | None = None
+    ) -> Iterator[set[Point]]:
+        refuse_flags(self.model.cfg)
+        self._refuse_hidden_hooks()
+        met: set[Point] = set()
+        hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
+        hooks.append(("ln_final.hook_in", lambda _: steering.final(), True))
+        for point in edits:
+            if point[0] in ("mlp_norm", "final_norm"):
+                hooks += self._edit(edits, point, met)
+        hooks.append(_selection(positions))
+        with hooked(self.model.hook_dict, hooks), self._ungrouped(convention), frozen(self.model):
+            yield met
+
+    def _embedding_hooks(
+        self, steering: Steering, convention: Convention, edits: Edits, met: set[Point]
+    ) -> BridgeHooks:
+        if convention.embeddings != "separate":
+            edit = edit_at(edits, ("input", 0), met)
+            return [("blocks.0.hook_in", lambda value: steering.embedding(0, edit(value)), True)]
+        result: BridgeHooks = []
+        for index, (point, kind) in enumerate(zip(self._embedding_points(), ("embed", "pos_embed"), strict=False)):
+            edit = edit_at(edits, (kind, 0), met)
+            result.append((point, lambda x, index=index, edit=edit: steering.embedding(index, edit(x)), False))
+        return result
+
+    def _block_hooks(self, steering: Steering, edits: Edits, met: set[Point]) -> Iterator[tuple[str, Hook, bool]]:
+        """The stream between readers is zero, at full size, because Hugging Face takes shapes from it.
+
+        Its projections are of one token, so what this costs is a few additions and one norm per block.
+        """
+        stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
+        for layer in range(self.architecture.n_layers):
+            block, reads = f"blocks.{layer}.", AttentionReads(steering, layer)
+            writes = Writes(steering, layer, edits, met)
+            yield f"{block}hook_in", stub.expand_as, False
+            for index, part in enumerate("qkv"):
+                yield f"{block}attn.{part}.hook_in", lambda _: stub, False
+                take = lambda _, index=index, reads=reads: reads.take(index).flatten(2)  # noqa: E731
+                yield f"{block}attn.{part}.hook_out", take, True
+            tell = lambda z, writes=writes: passed(writes.heads(self._by_head(z)), z[:1, :1])  # noqa: E731
+            yield f"{block}attn.o.hook_in", tell, False
+            if self.architecture.has_mlp:
+                yield f"{block}ln2.hook_in", lambda _, layer=layer: steering.mlp_input(layer), True
+                yield f"{block}mlp.hook_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
+            if ("neurons", layer) in edits:
+                yield f"{block}mlp.out.hook_in", edit_at(edits, ("neurons", layer), met), False
+
+    def _refuse_hidden_hooks(self) -> None:
+        for name, point in self.model.hook_dict.items():
+            inside = name.partition("blocks.")[2].partition(".")[2]
+            if inside.startswith(UNUSED + UNUSED_PARTS) and (point.fwd_hooks or point.bwd_hooks):
+                raise ValueError(
+                    f"Edge masks give each reader a residual stream of its own, so {name} holds no activation, but "
+                    f"a hook of yours is on it. Hook a reader or writer instead (attn.q.hook_out, ln2.hook_in, "
+                    f"attn.o.hook_in, mlp.hook_out), or remove it with model.reset_hooks()."
+                )
+
+    @contextmanager
+    def _ungrouped(self, convention: Convention) -> Iterator[None]:
+        """Keys and values come for each query head, where the convention asks for it."""
+        grouped = self.architecture.n_kv_heads < self.architecture.n_heads and convention.ungrouped
+        attentions = [block.attn.original_component for block in self.model.blocks] if grouped else []
+        changes = [(attention, grouping(attention, self.architecture.n_heads)) for attention in attentions]
+        before = [(attention, {name: getattr(attention, name) for name in wanted}) for attention, wanted in changes]
+        try:
+            for attention, wanted in changes:
+                vars(attention).update(wanted)
+            yield
+        finally:
+            for attention, values in before:
+                vars(attention).update(values)
+
+    # ---- weights
+
+    def matrices(self) -> list[Matrix]:
+        shapes = {name: place.shape for name, place in self.places.all.items()}
+        return [Matrix(name, shape, input_axes(name, len(shape))) for name, shape in shapes.items()]
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: self.places[name] for name in self.places.all}
+
+    def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
+        places = [(self.places.all[name], change) for name, change in changed.items()]
+        places = [(place, change) for place, change in places if place.stored is not None]  # a mask of zeros is a no-op
+        tensors = {
+            f"model.{index}.{place.attribute}": place.store(change(place.tensor(self.places.like).detach()))
+            for index, (place, change) in enumerate(places)
+        }
+        call = WeightCall(nn.ModuleList(place.module for place, _ in places), run)
+        # Input and output embedding are two tensors here, even where one parameter serves as both.
+        return torch.func.functional_call(call, tensors, (), tie_weights=False)
+
+    def projection(self, layer: int, convention: Convention) -> Projection:
+        block = f"blocks.{layer}."
+        weights = [self.places[f"{block}attn.W_{part}"] for part in "QKV"]
+        biases = [self.places[f"{block}attn.b_{part}"] for part in "QKV"]
+        repeats = self.architecture.n_heads // self.architecture.n_kv_heads
+        if convention.ungrouped and repeats > 1:
+            weights[1:] = [weight.repeat_interleave(repeats, 0) for weight in weights[1:]]
+            biases[1:] = [bias.repeat_interleave(repeats, 0) for bias in biases[1:]]
+        return Projection(tuple(weights), tuple(biases), *self._norm(f"{block}ln1"))
+
+    def output_weight(self, layer: int) -> Tensor:
+        return self.places[f"blocks.{layer}.attn.W_O"]
+
+    def constants(self) -> list[Tensor]:
+        total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
+        result: list[Tensor] = []
+        for layer in range(self.architecture.n_layers):
+            after = total + self.places[f"blocks.{layer}.attn.b_O"].detach()
+            result.append(total)
+            if self.architecture.has_mlp:
+                result.append(total if self.architecture.parallel else after)
+            total = after
+        return [*result, total]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name and shape of the model, and a hash of a sample of every weight."""
+        return {"name": self.model.cfg.model_name, "weights": weights_hash(self.parameters())}
+
+
+def _norm_of(point: Point) -> str:
+    kind, layer = point
+    return {"attention_norm": f"blocks.{layer}.ln1", "mlp_norm": f"blocks.{layer}.ln2"}.get(kind, "ln_final")
+
+
+def _selection(positions: Tensor | None) -> tuple[str, Hook, bool]:
+    """Unembeds wanted positions only. Norms see all, because some models restore a shape behind the last one."""
+    return "unembed.hook_in", lambda stream: select(stream, positions), True

@@ -1,0 +1,128 @@
+"""Hugging Face models behind a TransformerBridge, which every TransformerLens from 3.9 on has, without the hub."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlprune.models.tokenizers import copied, tokenizer_in
+
+TESTBED = Path(__file__).parent / "testbed"
+
+
+def bridge(
+    model: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any | None = None,
+) -> Any:
+    """A TransformerBridge ready for masks: in evaluation mode, with attention that hooks can reach, nothing folded.
+
+    The same API as a HookedTransformer, and the same numbers: a circuit found on one loads on the other.
+
+    Args:
+        model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model. TransformerLens puts
+            its own modules in place of the model's, so pass a copy of one that you need as it is.
+        device: where to put it; by default a GPU if there is one for a directory, and where it is for a model.
+        dtype: of its weights; by default float32 for a directory, and what it is for a model.
+        tokenizer: for tasks; by default the directory's own.
+
+    Raises:
+        ValueError: no such checkpoint, or an architecture that TransformerLens has no bridge for.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.GPT2Config(vocab_size=20, n_embd=12, n_layer=1, n_head=2, n_positions=8)
+        >>> model = bridge(transformers.GPT2LMHeadModel(config))
+        >>> import tlprune as tp
+        >>> tp.edges(model)
+        Sites(13 edges)
+    """
+    if not isinstance(model, (str, Path)):
+        return _wrapped(model.to(device=device, dtype=dtype), tokenizer, Path(model.config.name_or_path).name)
+    path = TESTBED if model == "testbed" else Path(model)
+    found = _read(path, dtype or torch.float32).to(device or _device())
+    return _wrapped(found, tokenizer_in(path) if tokenizer is None else tokenizer, path.resolve().name)
+
+
+def bridge_by_name(name: str, *, device: str | None, dtype: torch.dtype) -> Any:
+    """A TransformerBridge of a model on the hub, ready for masks.
+
+    Raises:
+        ValueError: there is no such model, it cannot be downloaded, or TransformerLens has no bridge for it.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        return TransformerBridge.boot_transformers(name, device=device, dtype=dtype).eval()
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"There is no model {name!r}: not a local directory, and the hub gave none ({reason}). Try testbed, "
+            "planted, gpt2, or the path of a Hugging Face directory."
+        ) from None
+    except ValueError as error:
+        raise _no_bridge(name, error) from None
+
+
+def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    architecture = type(hf_model).__name__
+    hf_model.set_attn_implementation("eager")
+    options = {"hf_config": hf_model.config, "model_name": name or architecture}
+    try:
+        with nullcontext() if tokenizer is None else copied(tokenizer) as copy:
+            model = build_bridge_from_module(hf_model, architecture, tokenizer=copy, **options)
+    except ValueError as error:
+        raise _no_bridge(architecture, error) from None
+    return model.eval()
+
+
+def _no_bridge(name: str, error: ValueError) -> ValueError:
+    return ValueError(
+        f"Masks need a model that TransformerLens has a bridge for, but of {name} it says: {error}. Use a GPT-2, "
+        "Llama, Mistral, Qwen or GPT-NeoX."
+    )
+
+
+def _read(path: Path, dtype: torch.dtype) -> Any:
+    import transformers
+    from transformers.utils import logging
+
+    architecture, shown = _architecture(path), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _architecture(path: Path) -> str:
+    import transformers
+
+    try:
+        named = json.loads((path / "config.json").read_text()).get("architectures") or ["none"]
+    except OSError:
+        raise ValueError(
+            f"{path} has no config.json that can be read. Give a directory that save_pretrained() wrote."
+        ) from None
+    except ValueError:
+        raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
+    if not hasattr(transformers, named[0]):
+        raise ValueError(
+            f"{named[0]} is no class of transformers, but {path} names it. Load it yourself and pass the model."
+        )
+    return named[0]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
