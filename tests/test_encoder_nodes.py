@@ -290,7 +290,7 @@ def test_what_an_encoder_does_not_have_is_refused() -> None:
     other.cfg.normalization_type = "RMS"
     with pytest.raises(ValueError, match="normalisation 'RMS'"):
         heads(other)
-    with pytest.raises(ValueError, match="needs one of .*TransformerBridge but got Linear"):
+    with pytest.raises(ValueError, match=r"needs one of .*TransformerBridge but got Linear"):
         heads(torch.nn.Linear(1, 1))
 
 

@@ -247,7 +247,7 @@ def test_an_output_bias_before_a_norm_is_refused() -> None:
 
 def test_another_kind_of_model_is_refused() -> None:
     graph_of_model = Masks(edges(fresh("gpt2")))
-    with pytest.raises(ValueError, match="needs one of .*TransformerBridge but got Linear"):
+    with pytest.raises(ValueError, match=r"needs one of .*TransformerBridge but got Linear"):
         Masked(nn.Linear(2, 2), graph_of_model)
 
 
