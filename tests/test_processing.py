@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from bridges import hf_model
 from styles import CLEAN, CORRUPT, OTHERS, fresh
 
 import tlprune as tp
-from tlprune.backends.hooked_transformer import HookedTransformerBackend
+from tlprune.backends import backend_of
 from tlprune.backends.processing import processing, signature
 from tlprune.masking.masked import masked_circuit
 
@@ -62,7 +63,7 @@ def circuit(model: Any, kind: str) -> tp.Circuit:
     """A random half of the sites, with the provenance of where it was found."""
     sites = SITES[kind](model)
     kept = torch.rand(len(sites), generator=torch.Generator().manual_seed(0)) > 0.5
-    backend = HookedTransformerBackend(model)
+    backend = backend_of(model)
     known = {**backend.fingerprint(), "processing": processing(backend), "signature": list(signature(backend).values)}
     return tp.Circuit(sites, kept, {"model": known})
 
@@ -97,6 +98,24 @@ def test_accepted_just_where_the_masked_model_says_the_same(style: str, step: st
         assert not accepted(second, found, ABLATIONS[ablation](second))
     else:
         assert accepted(second, found, ABLATIONS[ablation](second)) == same
+
+
+@torch.no_grad()
+def test_a_circuit_of_a_folded_model_runs_behind_a_bridge_of_the_checkpoint() -> None:
+    checkpoint = hf_model("gpt2", torch.float32)
+    folded, bridge = tp.from_huggingface(checkpoint, device="cpu"), tp.bridge(checkpoint)
+    everything = dict.fromkeys(STEPS, True)
+    folded.load_and_process_state_dict(folded.state_dict(), **everything)
+    found = circuit(folded, "edges")
+    assert found.provenance["model"]["weights"] != backend_of(bridge).fingerprint()["weights"]
+    outputs = [
+        masked_circuit(model, found, tp.Resample())(CLEAN, CORRUPT).log_softmax(-1) for model in (folded, bridge)
+    ]
+    assert float((outputs[0] - outputs[1]).abs().max()) < 1e-4
+    assert accepted(bridge, circuit(folded, "neurons"), tp.Mean(OTHERS))
+    assert not accepted(bridge, found, tp.Zero())
+    assert not accepted(bridge, circuit(folded, "weights"), tp.Resample())
+    assert accepted(folded, circuit(bridge, "heads"), tp.Mean(OTHERS))
 
 
 def test_another_function_is_refused_whatever_its_processing() -> None:
