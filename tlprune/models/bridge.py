@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tlprune.models.bridge_encoder import KNOWN, adapted
+from tlprune.models.converters.encoders import ENCODERS
 from tlprune.models.tokenizers import copied, tokenizer_in
 
 TESTBED = Path(__file__).parent / "testbed"
@@ -74,11 +76,14 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     architecture = type(hf_model).__name__
-    hf_model.set_attn_implementation("eager")
     options = {"hf_config": hf_model.config, "model_name": name or architecture}
+    known = architecture
+    if architecture in ENCODERS:
+        known, options["post_adapter_hook"] = KNOWN, adapted(hf_model)
+    hf_model.set_attn_implementation("eager")
     try:
         with nullcontext() if tokenizer is None else copied(tokenizer) as copy:
-            model = build_bridge_from_module(hf_model, architecture, tokenizer=copy, **options)
+            model = build_bridge_from_module(hf_model, known, tokenizer=copy, **options)
     except ValueError as error:
         raise _no_bridge(architecture, error) from None
     return model.eval()
@@ -87,7 +92,7 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
 def _no_bridge(name: str, error: ValueError) -> ValueError:
     return ValueError(
         f"Masks need a model that TransformerLens has a bridge for, but of {name} it says: {error}. Use a GPT-2, "
-        "Llama, Mistral, Qwen or GPT-NeoX."
+        "Llama, Mistral, Qwen or GPT-NeoX, or a BERT or RoBERTa with a head that tp.from_huggingface knows."
     )
 
 
