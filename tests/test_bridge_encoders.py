@@ -18,7 +18,7 @@ from torch import Tensor
 import tlprune as tp
 from tlprune.backends import backend_of
 from tlprune.graph import Architecture, Convention, Graph
-from tlprune.task import Tokens
+from tlprune.task import Stream, Tokenisation, Tokens
 
 FEW = ("bert classes", "bert words", "roberta classes", "roberta words")
 CONVENTIONS = [Convention(), Convention("kept"), Convention(qkv="joined"), Convention("kept", qkv="joined")]
@@ -409,6 +409,63 @@ def test_modes_that_change_numbers_are_refused() -> None:
         backend_of(model)
     with pytest.raises(ValueError, match="this encoder normalises it"):
         tp.edges(model.eval(), embeddings="separate")
+
+
+# ---- precision and methods
+
+
+def test_bfloat16_is_as_exact_as_the_model_itself() -> None:
+    name, (clean, corrupt) = "bert classes", tokens_of("bert classes")
+    low, high = hf_model_of(name, torch.bfloat16), hf_model_of(name).requires_grad_(False)
+    high.load_state_dict(low.state_dict())
+    model = tp.bridge(low)
+    sites = tp.edges(model)
+    mask = values_for(sites).detach().float().requires_grad_()
+    exact = mask.detach().double().requires_grad_()
+    expected = plain_logits(high, sites.graph, clean, written(high, corrupt), exact)
+    own = float((backend_of(model).logits(clean, None).double() - whole(name, clean, high)).square().mean().sqrt())
+    found = tp.Masked(model, tp.Masks(sites))(clean, corrupt, mask=mask)
+    assert own > 1e-4
+    assert float((found - expected).detach().square().mean().sqrt()) <= 2 * own
+    ours, theirs = (
+        torch.autograd.grad(probe(logits.float()), one)[0].double()
+        for logits, one in ((found, mask), (expected, exact))
+    )
+    assert float(torch.cosine_similarity(ours, theirs, dim=0)) >= 0.999
+
+
+@torch.no_grad()
+def one_head_classifier() -> Any:
+    """A bridge of one layer in which head 1 alone carries anything: other heads and the MLP write nothing."""
+    model = hf_model_of("bert classes", torch.float32, num_hidden_layers=1)
+    block = layer_of(model, 0)
+    block.attention.output.dense.weight[:, [*range(6), *range(12, 24)]] = 0
+    block.attention.output.dense.weight *= 5
+    block.output.dense.weight.zero_()
+    model.classifier.weight *= 5
+    return tp.bridge(model)
+
+
+def classes_of(model: Any, seed: int) -> tp.Batch:
+    """Prompts that agree with their twins at the first position, which the head reads; labelled by the model."""
+    clean, corrupt = prompts("bert classes", seed, examples=32), prompts("bert classes", seed + 9, examples=32)
+    clean.ids[:, 0] = corrupt.ids[:, 0] = 2
+    answers = backend_of(model).logits(clean, None)[:, 0].argmax(-1, keepdim=True)
+    positions = torch.zeros(32, 1, dtype=torch.long)
+    return tp.Batch(torch.arange(32), clean, corrupt, positions, answers, (answers + 1) % 3)
+
+
+def test_edge_pruning_finds_the_head_that_carries_the_class(tmp_path: Path) -> None:
+    model = one_head_classifier()
+    stream = Stream(*(classes_of(model, seed) for seed in range(3)))
+    task = tp.Task("classes", {"main": stream}, Tokenisation(prepend_bos=False))
+    circuit = tp.EdgePruning(edges=4, steps=60).find(model, task)
+    assert {"input->a0.h1<v>", "a0.h1->logits"} <= set(circuit.edges)
+    table = tp.evaluate(model, circuit, task)
+    assert table["circuit"].means()["kl"] < 0.2 * table["empty"].means()["kl"]
+    assert table["full model"].means()["accuracy"] == 1
+    circuit.save(tmp_path / "circuit.json")
+    assert tp.Circuit.load(tmp_path / "circuit.json").edges == circuit.edges
 
 
 # ---- loading
