@@ -18,6 +18,7 @@ from torch import Tensor
 import tlprune as tp
 from tlprune.backends import backend_of
 from tlprune.graph import Architecture, Convention, Graph
+from tlprune.models.transformer_lens import has_hooked_transformer
 from tlprune.task import Stream, Tokenisation, Tokens
 
 FEW = ("bert classes", "bert words", "roberta classes", "roberta words")
@@ -254,6 +255,10 @@ def test_a_tied_embedding_is_masked_where_it_is_named_and_not_where_it_unembeds(
     found = tp.Masked(model, tp.Masks(tp.weights(model, "unembed.W_U")), tp.Zero())(clean, mask=none)
     bias = hf_model_of("bert words").cls.predictions.decoder.bias.detach()
     assert error(found, bias.expand_as(found)) <= 1e-12
+    found = tp.Masked(model, tp.Masks(tp.weights(model, "embed.embed.W_E")), tp.Zero())(clean, mask=none)
+    nothing, options = torch.zeros(*clean.ids.shape, 24, dtype=torch.float64), {"token_type_ids": clean.token_types}
+    expected = hf_model_of("bert words")(inputs_embeds=nothing, attention_mask=clean.attention_mask, **options).logits
+    assert error(found, expected.detach()) <= 1e-9
 
 
 # ---- frozen norms
@@ -348,7 +353,11 @@ def test_a_user_sees_masked_activations() -> None:
 
 
 @pytest.mark.parametrize(
-    "point", ["hook_in", "hook_out", "ln1.hook_in", "ln2.hook_out", "attn.hook_in", "attn.o.hook_out", "attn.q.hook_in"]
+    "point",
+    [
+        *("hook_in", "hook_out", "ln1.hook_in", "ln2.hook_out", "attn.hook_in", "attn.hook_out", "mlp.hook_in"),
+        *("attn.o.hook_out", "attn.q.hook_in"),
+    ],
 )
 def test_a_hook_where_no_activation_is_left_is_refused(point: str) -> None:
     model, (clean, corrupt) = bridged("bert classes"), tokens_of("bert classes")
@@ -383,13 +392,19 @@ def trunk_of(name: str, **settings: Any) -> Any:
     return build_bridge_from_module(model.eval(), "BertForMaskedLM", hf_config=model.config)
 
 
-def test_a_bridge_of_ones_own_is_taken_too() -> None:
-    model, (clean, corrupt) = trunk_of("BertForMaskedLM"), tokens_of("bert words")
-    masked = tp.Masked(model, tp.Masks(tp.edges(model)))
-    ones = torch.ones(len(masked.sites))
-    assert Graph.of(model) == masked.graph
-    expected = call_hf(model.original_model, clean).logits.detach()
-    assert error(masked(clean, corrupt, mask=ones), expected) <= 1e-5
+@pytest.mark.parametrize("name", ["bert words", "roberta words"])
+def test_a_bridge_as_transformerlens_builds_it_is_taken_too(name: str) -> None:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    if name == "roberta words" and has_hooked_transformer():
+        pytest.skip("TransformerLens 3 has no bridge of RoBERTa")
+    hf = hf_model_of(name)
+    model, (clean, corrupt) = build_bridge_from_module(hf, MODELS[name][0], hf_config=hf.config), tokens_of(name)
+    masked, ours = (tp.Masked(one, tp.Masks(tp.edges(one))) for one in (model.eval(), bridged(name)))
+    mask = values_for(masked.sites).detach()
+    assert Graph.of(model) == masked.graph == ours.graph
+    assert error(masked(clean, corrupt, mask=mask), ours(clean, corrupt, mask=mask)) <= 1e-12
+    assert backend_of(model).parameters().keys() == backend_of(bridged(name)).parameters().keys()
 
 
 def test_other_heads_and_blocks_are_refused_by_name() -> None:
@@ -399,6 +414,8 @@ def test_other_heads_and_blocks_are_refused_by_name() -> None:
         backend_of(trunk_of("BertForMaskedLM", chunk_size_feed_forward=2))
     with pytest.raises(ValueError, match="a decoder's attention"):
         backend_of(trunk_of("BertForMaskedLM", is_decoder=True))
+    with pytest.raises(ValueError, match="relative positions"):
+        backend_of(trunk_of("BertForMaskedLM", position_embedding_type="relative_key"))
     with pytest.raises(ValueError, match="a decoder's attention"):
         tp.bridge(hf_model_of("bert words", is_decoder=True))
 

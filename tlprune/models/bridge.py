@@ -28,14 +28,16 @@ def bridge(
     The same API as a HookedTransformer, and the same numbers: a circuit found on one loads on the other.
 
     Args:
-        model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model. TransformerLens puts
-            its own modules in place of the model's, so pass a copy of one that you need as it is.
+        model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model: a decoder, or a BERT
+            or RoBERTa of any class that :func:`~tlprune.from_huggingface` takes. TransformerLens puts its own modules
+            in place of the model's, so pass a copy of one that you need as it is.
         device: where to put it; by default a GPU if there is one for a directory, and where it is for a model.
         dtype: of its weights; by default float32 for a directory, and what it is for a model.
         tokenizer: for tasks; by default the directory's own.
 
     Raises:
-        ValueError: no such checkpoint, or an architecture that TransformerLens has no bridge for.
+        ValueError: no such checkpoint, an architecture that TransformerLens has no bridge for, or an encoder with
+            relative positions or a decoder's attention.
 
     Example:
         >>> import transformers
