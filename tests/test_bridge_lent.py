@@ -169,7 +169,7 @@ REFUSED = {
     "Gemma2ForCausalLM": ("norms after attention and MLP", {"num_key_value_heads": 2, "head_dim": 8}),
     "GemmaForCausalLM": ("offset from one", {"num_key_value_heads": 2, "head_dim": 8}),
     "Olmo2ForCausalLM": ("norms (only )?after attention and MLP", {"num_key_value_heads": 2}),
-    "BertForMaskedLM": ("an encoder's blocks", {}),
+    "BloomForCausalLM": ("a norm behind its embeddings", {}),
     "MixtralForCausalLM": ("a mixture of experts", {"num_key_value_heads": 2, "num_local_experts": 2}),
     "GraniteForCausalLM": ("scaled residuals", {"num_key_value_heads": 2, "residual_multiplier": 0.5}),
     "PhiForCausalLM": ("a norm before each", {}),
@@ -190,8 +190,8 @@ def test_an_encoder_decoder_is_refused() -> None:
 
 
 def test_a_model_without_a_bridge_is_refused() -> None:
-    with pytest.raises(ValueError, match="of BertForSequenceClassification it says: Unsupported"):
-        tp.bridge(tiny("BertForSequenceClassification"))
+    with pytest.raises(ValueError, match="of BertForTokenClassification it says: Unsupported"):
+        tp.bridge(tiny("BertForTokenClassification"))
 
 
 def test_a_model_that_drops_out_is_refused() -> None:

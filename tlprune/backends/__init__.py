@@ -6,15 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from tlprune.backends.activations import Backend
+from tlprune.backends.bridge_encoder import BridgeEncoderBackend, is_encoder
 from tlprune.backends.hooked_encoder import HookedEncoderBackend
 from tlprune.backends.hooked_transformer import HookedTransformerBackend
 from tlprune.backends.transformer_bridge import TransformerBridgeBackend
+
+
+def backend_of_bridge(model: Any) -> Backend:
+    """The backend of decoders, or that of encoders."""
+    return BridgeEncoderBackend(model) if is_encoder(model) else TransformerBridgeBackend(model)
+
 
 # By the name of a model's class, or of one that it is made from.
 BACKENDS: dict[str, Callable[[Any], Backend]] = {
     "HookedTransformer": HookedTransformerBackend,
     "HookedEncoder": HookedEncoderBackend,
-    "TransformerBridge": TransformerBridgeBackend,
+    "TransformerBridge": backend_of_bridge,
 }
 
 

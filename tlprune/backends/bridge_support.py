@@ -13,8 +13,8 @@ ONLY_POST_NORMS = ("Olmo2", "Olmo3", "Exaone4")
 SCALES = ("residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier", "scale_emb")
 
 
-def refuse_unsupported(model: Any) -> None:
-    """Raise a ValueError for bridges whose masks this backend would get wrong."""
+def refuse_state(model: Any) -> None:
+    """Raise a ValueError for a bridge in a mode in which its masks would be wrong."""
     if getattr(model, "compatibility_mode", False):
         raise ValueError(
             "Masks need a TransformerBridge as it comes, but this one is in compatibility mode, which changes its "
@@ -25,6 +25,11 @@ def refuse_unsupported(model: Any) -> None:
             "Masks need a model that gives the same numbers twice, but this TransformerBridge is in training mode and "
             "drops out. Call model.eval()."
         )
+
+
+def refuse_unsupported(model: Any) -> None:
+    """Raise a ValueError for bridges whose masks the backend of decoders would get wrong."""
+    refuse_state(model)
     for reason, found in _reasons(model).items():
         if found:
             raise ValueError(
@@ -67,7 +72,7 @@ def _reasons(model: Any) -> dict[str, bool]:
         "an encoder and a decoder": bool(getattr(hf, "is_encoder_decoder", False)),
         "no stack of blocks": not blocks,
         "a mixture of experts": bool(getattr(config, "num_experts", None)),
-        "an encoder's blocks, with norms after attention and MLP": hasattr(model, "embed_ln"),
+        "a norm behind its embeddings": hasattr(model, "embed_ln"),
         "norms after attention and MLP": any(_has(block, "ln1_post", "ln2_post") for block in blocks),
         "norms only after attention and MLP": _name(model).startswith(ONLY_POST_NORMS),
         "blocks without attention, an MLP and a norm before each": len(plain) < len(blocks),

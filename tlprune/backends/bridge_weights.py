@@ -58,21 +58,21 @@ class Places:
 
     @property
     def like(self) -> Tensor:
-        """The token embedding, which says where and in which precision the model is."""
-        embedding = self.all["embed.W_E"].stored
+        """The token embedding, the first of all, which says where and in which precision the model is."""
+        embedding = next(iter(self.all.values())).stored
         assert embedding is not None
         return embedding
 
     def _of_model(self, model: Any) -> Iterator[tuple[str, Place]]:
-        yield "embed.W_E", _plain(model.embed, "weight", (self.config.d_vocab, self.config.d_model))
+        yield "embed.W_E", plain(model.embed, "weight", (self.config.d_vocab, self.config.d_model))
         if self.config.positional_embedding_type == "standard":
-            yield "pos_embed.W_pos", _plain(model.pos_embed, "weight", (self.config.n_ctx, self.config.d_model))
+            yield "pos_embed.W_pos", plain(model.pos_embed, "weight", (self.config.n_ctx, self.config.d_model))
         for layer, block in enumerate(model.blocks):
             yield from ((f"blocks.{layer}.{name}", place) for name, place in self._of_block(block))
         yield from self._of_norm("ln_final", model.ln_final)
         vocabulary = self.config.d_vocab_out
-        yield "unembed.W_U", _matrix(model.unembed, (self.config.d_model, vocabulary))
-        yield "unembed.b_U", _plain(model.unembed, "bias", (vocabulary,))
+        yield "unembed.W_U", matrix(model.unembed, (self.config.d_model, vocabulary))
+        yield "unembed.b_U", plain(model.unembed, "bias", (vocabulary,))
 
     def _of_block(self, block: Any) -> Iterator[tuple[str, Place]]:
         yield from self._of_norm("ln1", block.ln1)
@@ -85,9 +85,9 @@ class Places:
     def _of_norm(self, name: str, norm: Any, width: int | None = None) -> Iterator[tuple[str, Place]]:
         shape, kind = (width or self.config.d_model,), self.config.normalization_type
         if kind in ("LN", "RMS"):
-            yield f"{name}.w", _plain(norm, "weight", shape)
+            yield f"{name}.w", plain(norm, "weight", shape)
         if kind == "LN":
-            yield f"{name}.b", _plain(norm, "bias", shape)
+            yield f"{name}.b", plain(norm, "bias", shape)
 
     def _of_attention(self, attention: Any) -> Iterator[tuple[str, Place]]:
         heads, width, d_head = self.config.n_heads, self.config.d_model, self.config.d_head
@@ -95,7 +95,7 @@ class Places:
         yield "attn.W_Q", _heads(attention.q, (heads, width, d_head))
         yield "attn.W_O", _output(attention.o, (heads, d_head, width))
         yield "attn.b_Q", _head_bias(attention.q, (heads, d_head))
-        yield "attn.b_O", _plain(attention.o, "bias", (width,))
+        yield "attn.b_O", plain(attention.o, "bias", (width,))
         for part in "kv":
             yield f"attn.W_{part.upper()}", _heads(getattr(attention, part), (groups, width, d_head))
         for part in "kv":
@@ -107,10 +107,10 @@ class Places:
     def _of_mlp(self, mlp: Any) -> Iterator[tuple[str, Place]]:
         width, neurons = self.config.d_model, self.config.d_mlp
         into, out = getattr(mlp, "in"), mlp.out
-        weight_in, weight_out = _matrix(into, (width, neurons)), _matrix(out, (neurons, width))
-        bias_in, bias_out = _plain(into, "bias", (neurons,)), _plain(out, "bias", (width,))
+        weight_in, weight_out = matrix(into, (width, neurons)), matrix(out, (neurons, width))
+        bias_in, bias_out = plain(into, "bias", (neurons,)), plain(out, "bias", (width,))
         if self.config.gated_mlp:
-            gate = _matrix(mlp.gate, (width, neurons))
+            gate = matrix(mlp.gate, (width, neurons))
             names = ("W_in", "W_out", "W_gate", "b_in", "b_out")
             places = (weight_in, weight_out, gate, bias_in, bias_out)
         else:
@@ -118,9 +118,14 @@ class Places:
         yield from ((f"mlp.{name}", place) for name, place in zip(names, places, strict=True))
 
 
-def _plain(bridge: Any, attribute: str, shape: tuple[int, ...]) -> Place:
+def own_module(bridge: Any) -> Any:
+    """The Hugging Face module behind a part of a bridge; a module that no bridge is in front of, itself."""
+    return getattr(bridge, "original_component", bridge)
+
+
+def plain(bridge: Any, attribute: str, shape: tuple[int, ...]) -> Place:
     """A tensor that both store alike."""
-    return Place(bridge.original_component, attribute, shape, _same, _same)
+    return Place(own_module(bridge), attribute, shape, _same, _same)
 
 
 def _head_bias(bridge: Any, shape: tuple[int, ...]) -> Place:
@@ -128,10 +133,10 @@ def _head_bias(bridge: Any, shape: tuple[int, ...]) -> Place:
     return Place(bridge.original_component, "bias", shape, lambda row: row.view(shape), lambda shown: shown.flatten())
 
 
-def _matrix(bridge: Any, shape: tuple[int, ...]) -> Place:
+def matrix(bridge: Any, shape: tuple[int, ...]) -> Place:
     """A matrix, inputs first."""
-    turn = _turn(bridge.original_component)
-    return Place(bridge.original_component, "weight", shape, turn, turn)
+    module = own_module(bridge)
+    return Place(module, "weight", shape, _turn(module), _turn(module))
 
 
 def _heads(bridge: Any, shape: tuple[int, ...]) -> Place:

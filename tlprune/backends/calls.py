@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
@@ -129,6 +130,16 @@ def passed(_: None, stub: Tensor) -> Tensor:
 def sent(z: Tensor, scale: Tensor) -> Tensor:
     """What heads send, where a norm divides their sum by ``scale``, ``(example, pos, 1)``."""
     return (z / scale[..., None]).to(z.dtype)
+
+
+def mean_state(
+    states: Float[Tensor, "example pos d_model"], mask: Int[Tensor, "example pos"] | None
+) -> Float[Tensor, "example d_model"]:
+    """The mean over real tokens."""
+    if mask is None:
+        return states.mean(1)
+    real = mask.to(states)[..., None]
+    return (states * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 def input_axes(name: str, axes: int) -> tuple[int, ...]:

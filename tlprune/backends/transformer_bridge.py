@@ -61,13 +61,18 @@ class TransformerBridgeBackend:
             state-space model, scaled residuals), it is in compatibility mode, or it drops out.
     """
 
+    # Within a block: what its MLP alone reads, what the MLP writes, and what is not there in a steered run.
+    mlp_input, mlp_output, unused = "ln2.hook_in", "mlp.hook_out", UNUSED
+
     def __init__(self, model: Any) -> None:
         refuse_unsupported(model)
-        self.model = model
+        self._lend(model, Places(model), predicts="tokens")
+
+    def _lend(self, model: Any, places: Places, *, predicts: Literal["tokens", "prompts"]) -> None:
+        self.model, self.places = model, places
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
-        self.predicts: Literal["tokens", "prompts"] = "tokens"
-        self.places = Places(model)
+        self.predicts: Literal["tokens", "prompts"] = predicts
 
     @property
     def d_mlp(self) -> int:
@@ -95,7 +100,7 @@ class TransformerBridgeBackend:
         return Activations(
             embeddings=tuple(seen[name] for name in self._embedding_points()),
             heads=tuple(self._by_head(seen[f"blocks.{layer}.attn.o.hook_in"]) for layer in layers),
-            mlps=tuple(seen[f"blocks.{layer}.mlp.hook_out"] for layer in layers if self.architecture.has_mlp),
+            mlps=tuple(seen[f"blocks.{layer}.{self.mlp_output}"] for layer in layers if self.architecture.has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.out.hook_in"] for layer in wanted.neurons},
         )
@@ -104,11 +109,14 @@ class TransformerBridgeBackend:
     def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
         if NORMS[self.model.cfg.normalization_type] == "none":
             return {}
-        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
-        points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
+        points = self._norm_points()
         names = [f"{_norm_of(point)}.hook_scale" for point in points]
         seen = self._seen(tokens, names)
         return {point: seen[name] for point, name in zip(points, names, strict=True)}
+
+    def _norm_points(self) -> list[Point]:
+        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
+        return [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
 
     def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
         return self.run(tokens, {}, positions)
@@ -123,7 +131,7 @@ class TransformerBridgeBackend:
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
         met: set[Point] = set()
         hooks = [hook for point in edits for hook in self._edit(edits, point, met)]
-        hooks.append(_selection(positions))
+        hooks += self._unembedded(lambda stream: select(stream, positions))
         with hooked(self.model.hook_dict, hooks), frozen(self.model):
             yield met
 
@@ -135,7 +143,7 @@ class TransformerBridgeBackend:
         if kind == "heads":
             return [(f"blocks.{layer}.attn.o.hook_in", lambda z: edit(self._by_head(z)).flatten(2), False)]
         name = {"input": "blocks.0.hook_in", "embed": "embed.hook_out", "pos_embed": "pos_embed.hook_out"}.get(kind)
-        names = {"mlp": f"blocks.{layer}.mlp.hook_out", "neurons": f"blocks.{layer}.mlp.out.hook_in"}
+        names = {"mlp": f"blocks.{layer}.{self.mlp_output}", "neurons": f"blocks.{layer}.mlp.out.hook_in"}
         return [(name or names[kind], edit, False)]
 
     def _norm_hooks(self, name: str, edit: Callable[[Tensor], Tensor]) -> BridgeHooks:
@@ -166,10 +174,14 @@ class TransformerBridgeBackend:
         """What some points see in a plain run; logits are computed at the first position only."""
         seen: dict[str, Tensor] = {}
         hooks: BridgeHooks = [(name, stored(seen, name), False) for name in names]
-        hooks.append(("unembed.hook_in", lambda stream: stream[:, :1], False))
+        hooks += self._unembedded(lambda stream: stream[:, :1])
         with hooked(self.model.hook_dict, hooks):
             self._forward(tokens)
         return seen
+
+    def _unembedded(self, choose: Hook) -> BridgeHooks:
+        """Unembeds some positions only. Norms see all, because some models restore a shape behind the last one."""
+        return [("unembed.hook_in", choose, True)]
 
     def _by_head(self, z: Tensor) -> Tensor:
         return z.unflatten(-1, (self.architecture.n_heads, -1))
@@ -186,7 +198,7 @@ class TransformerBridgeBackend:
 
     def _observed(self, wanted: Wanted) -> list[str]:
         layers = range(self.architecture.n_layers)
-        outputs = ["attn.o.hook_in", "mlp.hook_out"] if self.architecture.has_mlp else ["attn.o.hook_in"]
+        outputs = ["attn.o.hook_in", self.mlp_output] if self.architecture.has_mlp else ["attn.o.hook_in"]
         points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
         points += [f"blocks.{layer}.mlp.out.hook_in" for layer in wanted.neurons]
         return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
@@ -213,7 +225,7 @@ class TransformerBridgeBackend:
         for point in edits:
             if point[0] in ("mlp_norm", "final_norm"):
                 hooks += self._edit(edits, point, met)
-        hooks.append(_selection(positions))
+        hooks += self._unembedded(lambda stream: select(stream, positions))
         with hooked(self.model.hook_dict, hooks), self._ungrouped(convention), frozen(self.model):
             yield met
 
@@ -246,19 +258,19 @@ class TransformerBridgeBackend:
             tell = lambda z, writes=writes: passed(writes.heads(self._by_head(z)), z[:1, :1])  # noqa: E731
             yield f"{block}attn.o.hook_in", tell, False
             if self.architecture.has_mlp:
-                yield f"{block}ln2.hook_in", lambda _, layer=layer: steering.mlp_input(layer), True
-                yield f"{block}mlp.hook_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
+                yield f"{block}{self.mlp_input}", lambda _, layer=layer: steering.mlp_input(layer), True
+                yield f"{block}{self.mlp_output}", lambda out, writes=writes: passed(writes.mlp(out), stub), False
             if ("neurons", layer) in edits:
                 yield f"{block}mlp.out.hook_in", edit_at(edits, ("neurons", layer), met), False
 
     def _refuse_hidden_hooks(self) -> None:
         for name, point in self.model.hook_dict.items():
             inside = name.partition("blocks.")[2].partition(".")[2]
-            if inside.startswith(UNUSED + UNUSED_PARTS) and (point.fwd_hooks or point.bwd_hooks):
+            if inside.startswith(self.unused + UNUSED_PARTS) and (point.fwd_hooks or point.bwd_hooks):
                 raise ValueError(
                     f"Edge masks give each reader a residual stream of its own, so {name} holds no activation, but "
-                    f"a hook of yours is on it. Hook a reader or writer instead (attn.q.hook_out, ln2.hook_in, "
-                    f"attn.o.hook_in, mlp.hook_out), or remove it with model.reset_hooks()."
+                    f"a hook of yours is on it. Hook a reader or writer instead (attn.q.hook_out, "
+                    f"{self.mlp_input}, attn.o.hook_in, {self.mlp_output}), or remove it with model.reset_hooks()."
                 )
 
     @contextmanager
@@ -328,8 +340,3 @@ class TransformerBridgeBackend:
 def _norm_of(point: Point) -> str:
     kind, layer = point
     return {"attention_norm": f"blocks.{layer}.ln1", "mlp_norm": f"blocks.{layer}.ln2"}.get(kind, "ln_final")
-
-
-def _selection(positions: Tensor | None) -> tuple[str, Hook, bool]:
-    """Unembeds wanted positions only. Norms see all, because some models restore a shape behind the last one."""
-    return "unembed.hook_in", lambda stream: select(stream, positions), True

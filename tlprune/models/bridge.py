@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tlprune.models.bridge_encoder import KNOWN, adapted
+from tlprune.models.converters.encoders import ENCODERS
 from tlprune.models.tokenizers import copied, tokenizer_in
 
 TESTBED = Path(__file__).parent / "testbed"
@@ -26,14 +28,16 @@ def bridge(
     The same API as a HookedTransformer, and the same numbers: a circuit found on one loads on the other.
 
     Args:
-        model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model. TransformerLens puts
-            its own modules in place of the model's, so pass a copy of one that you need as it is.
+        model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model: a decoder, or a BERT
+            or RoBERTa of any class that :func:`~tlprune.from_huggingface` takes. TransformerLens puts its own modules
+            in place of the model's, so pass a copy of one that you need as it is.
         device: where to put it; by default a GPU if there is one for a directory, and where it is for a model.
         dtype: of its weights; by default float32 for a directory, and what it is for a model.
         tokenizer: for tasks; by default the directory's own.
 
     Raises:
-        ValueError: no such checkpoint, or an architecture that TransformerLens has no bridge for.
+        ValueError: no such checkpoint, an architecture that TransformerLens has no bridge for, or an encoder with
+            relative positions or a decoder's attention.
 
     Example:
         >>> import transformers
@@ -74,11 +78,14 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     architecture = type(hf_model).__name__
-    hf_model.set_attn_implementation("eager")
     options = {"hf_config": hf_model.config, "model_name": name or architecture}
+    known = architecture
+    if architecture in ENCODERS:
+        known, options["post_adapter_hook"] = KNOWN, adapted(hf_model)
+    hf_model.set_attn_implementation("eager")
     try:
         with nullcontext() if tokenizer is None else copied(tokenizer) as copy:
-            model = build_bridge_from_module(hf_model, architecture, tokenizer=copy, **options)
+            model = build_bridge_from_module(hf_model, known, tokenizer=copy, **options)
     except ValueError as error:
         raise _no_bridge(architecture, error) from None
     return model.eval()
@@ -87,7 +94,7 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
 def _no_bridge(name: str, error: ValueError) -> ValueError:
     return ValueError(
         f"Masks need a model that TransformerLens has a bridge for, but of {name} it says: {error}. Use a GPT-2, "
-        "Llama, Mistral, Qwen or GPT-NeoX."
+        "Llama, Mistral, Qwen or GPT-NeoX, or a BERT or RoBERTa with a head that tp.from_huggingface knows."
     )
 
 

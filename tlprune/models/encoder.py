@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from tlprune.backends.calls import mean_state
+
 Kind = Literal["classification", "multi_label", "regression", "multiple_choice", "pooling", "masked_lm"]
 Pooling = Literal["first", "mean"]
 
@@ -253,13 +255,3 @@ class CountedEmbed(nn.Module):
 
 def _as_rows(part: Tensor | None) -> Any:
     return None if part is None else part.flatten(0, -2)
-
-
-def mean_state(
-    states: Float[Tensor, "example pos d_model"], mask: Int[Tensor, "example pos"] | None
-) -> Float[Tensor, "example d_model"]:
-    """The mean over real tokens."""
-    if mask is None:
-        return states.mean(1)
-    real = mask.to(states)[..., None]
-    return (states * real).sum(1) / real.sum(1).clamp(min=1)

@@ -17,8 +17,8 @@ from tlprune.models.transformer_lens import has_hooked_transformer, hooked_trans
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A model ready for masks, from whatever describes it.
 
-    It is a HookedTransformer where TransformerLens has that class (3.9), and a TransformerBridge on TransformerLens 4:
-    the same names, the same circuits.
+    It is a HookedTransformer, or of BERT and RoBERTa a HookedEncoder, where TransformerLens has these classes (3.9),
+    and a TransformerBridge on TransformerLens 4: the same names, the same circuits.
 
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
