@@ -115,6 +115,25 @@ def test_a_stock_checkpoint_is_read_too(tmp_path: Path) -> None:
     assert error(logits(read), logits(kept_model("gpt2"))) < 1e-12
 
 
+@NEEDS_HOOKED_TRANSFORMER
+def test_a_real_checkpoint_shrinks_and_writes_the_same_story(data_dir: Path, tmp_path: Path) -> None:
+    """Of 5 layers of 8 heads in 4 groups; without all heads of the first layer, and half of the neurons of another."""
+    model = tp.load(data_dir / "models" / "stories260K", device="cpu")
+    sites = tp.heads(model) + tp.neurons(model, "m3")
+    kept = torch.ones(len(sites), dtype=torch.bool)
+    kept[:8] = kept[[9, 12, 13]] = kept[40::2] = False
+    masked = tp.Masked(model, tp.Circuit(sites, kept), tp.Zero())
+    tp.shrink(masked).save_pretrained(tmp_path)
+    small, whole = tp.load_shrunk(tmp_path, device="cpu"), tp.to_huggingface(masked)
+    heads = [(len(layer.heads), len(layer.key_value_heads)) for layer in small.sizes]
+    assert heads == [(0, 0), (6, 3), (8, 4), (8, 4), (8, 4)]
+    prompt = torch.tensor([[1, 403, 407, 261]])
+    told: dict[str, Any] = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(small.generate(prompt, **told), whole.generate(prompt, **told))
+    with torch.no_grad():
+        assert error(small(prompt).logits, masked(prompt)) < 1e-5
+
+
 READER = """
 import sys, json, torch, transformers
 sys.modules["tlprune"] = None  # importing it is an error
