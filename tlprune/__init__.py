@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from tlprune.models.huggingface import from_huggingface as from_huggingface
     from tlprune.models.load import load as load
     from tlprune.models.planted import planted as planted
+    from tlprune.models.shrinking import shrink as shrink
+    from tlprune.models.shrunk_files import load_shrunk as load_shrunk
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
@@ -121,6 +123,8 @@ _HOMES = {
     "from_huggingface": "models.huggingface",
     "load": "models.load",
     "planted": "models.planted",
+    "shrink": "models.shrinking",
+    "load_shrunk": "models.shrunk_files",
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Sites": "sites",

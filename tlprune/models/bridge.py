@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from tlprune.models.bridge_encoder import KNOWN, adapted
+from tlprune.models.checkpoints import PREFIX, read_checkpoint, stock_name
 from tlprune.models.converters.encoders import ENCODERS
+from tlprune.models.shrunk_files import is_shrunk, whole_of
 from tlprune.models.tokenizers import copied, tokenizer_in
 
 TESTBED = Path(__file__).parent / "testbed"
@@ -30,7 +32,8 @@ def bridge(
     Args:
         model: ``"testbed"``, a directory that ``save_pretrained`` wrote, or a transformers model: a decoder, or a BERT
             or RoBERTa of any class that :func:`~tlprune.from_huggingface` takes. TransformerLens puts its own modules
-            in place of the model's, so pass a copy of one that you need as it is.
+            in place of the model's, so pass a copy of one that you need as it is. A shrunk model is made as large as it
+            was, and what was removed is 0.
         device: where to put it; by default a GPU if there is one for a directory, and where it is for a model.
         dtype: of its weights; by default float32 for a directory, and what it is for a model.
         tokenizer: for tasks; by default the directory's own.
@@ -48,6 +51,7 @@ def bridge(
         Sites(13 edges)
     """
     if not isinstance(model, (str, Path)):
+        model = whole_of(model) if is_shrunk(model) else model
         return _wrapped(model.to(device=device, dtype=dtype), tokenizer, Path(model.config.name_or_path).name)
     path = TESTBED if model == "testbed" else Path(model)
     found = _read(path, dtype or torch.float32).to(device or _device())
@@ -102,6 +106,8 @@ def _read(path: Path, dtype: torch.dtype) -> Any:
     import transformers
     from transformers.utils import logging
 
+    if _architecture(path).startswith(PREFIX):
+        return whole_of(read_checkpoint(path, dtype))
     architecture, shown = _architecture(path), logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -124,7 +130,7 @@ def _architecture(path: Path) -> str:
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    if not hasattr(transformers, named[0]):
+    if not hasattr(transformers, stock_name(named[0])):
         raise ValueError(
             f"{named[0]} is no class of transformers, but {path} names it. Load it yourself and pass the model."
         )

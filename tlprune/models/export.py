@@ -13,6 +13,7 @@ from torch import Tensor
 from tlprune.backends import backend_of
 from tlprune.masking.folding import folded_parameters
 from tlprune.masking.masked import Masked
+from tlprune.models.checkpoints import unfilled
 from tlprune.models.converters import CONVERTERS
 from tlprune.models.converters.layout import Converter
 
@@ -49,13 +50,13 @@ def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
     """
     lens = model.model if isinstance(model, Masked) else model
     backend = backend_of(lens)
-    config = _configuration(lens, config)
+    config = configuration_of(lens, config)
     parameters = folded_parameters(model) if isinstance(model, Masked) else backend.parameters()
-    exported = _built(config, parameters)
-    return exported.to(device=backend.device, dtype=backend.dtype).eval()
+    exported = built(config, parameters)
+    return exported.to(device=backend.device).eval()
 
 
-def _configuration(model: Any, config: Any | None) -> Any:
+def configuration_of(model: Any, config: Any | None) -> Any:
     """A copy of the configuration to build from."""
     if isinstance(config, (str, Path)):
         from transformers import AutoConfig
@@ -81,7 +82,7 @@ def _with_class(config: Any, usual: str | None) -> Any:
     return config
 
 
-def _built(config: Any, parameters: Mapping[str, Tensor]) -> Any:
+def built(config: Any, parameters: Mapping[str, Tensor]) -> Any:
     """A model of the configured class with these parameters; embeddings are tied if they were and still agree."""
     was_tied, config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False), False
     model = _filled(config, parameters)
@@ -96,8 +97,7 @@ def _filled(config: Any, parameters: Mapping[str, Tensor]) -> Any:
 
     converter: Converter = CONVERTERS[config.architectures[0]]
     dtype = next(iter(parameters.values())).dtype
-    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten, and draw from nobody's numbers
-        model = getattr(transformers, config.architectures[0])(copy.deepcopy(config)).to(dtype)
+    model = unfilled(getattr(transformers, config.architectures[0]), copy.deepcopy(config), dtype=dtype)
     converter.restore(model, parameters)
     return model
 

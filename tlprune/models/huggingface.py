@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tlprune.backends import backend_of
+from tlprune.models.checkpoints import read_checkpoint
 from tlprune.models.converters import CONVERTERS
 from tlprune.models.converters.refusals import refuse_architecture
+from tlprune.models.shrunk_files import is_shrunk, made_whole
 from tlprune.models.tokenizers import set_tokenizer, tokenizer_in
 
 
@@ -31,7 +33,8 @@ def from_huggingface(
         model: a transformers model, or a directory that ``save_pretrained`` wrote: of class GPT2LMHeadModel,
             GPTNeoXForCausalLM (Pythia), LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
             GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM; or an encoder: BertForSequenceClassification,
-            BertForMaskedLM, BertForMultipleChoice, BertModel, or the same of Roberta.
+            BertForMaskedLM, BertForMultipleChoice, BertModel, or the same of Roberta. Of a shrunk model
+            (:func:`~tlprune.shrink`) the result is as large as before, and what was removed is 0.
         device: where to put the result; by default a GPU if there is one.
         dtype: of its weights; by default the given model's own, float32 for a directory.
         tokenizer: to use; by default the directory's own, none for a model.
@@ -51,29 +54,23 @@ def from_huggingface(
     """
     if isinstance(model, (str, Path)):
         return _from_directory(Path(model), device=device, dtype=dtype or torch.float32, tokenizer=tokenizer)
-    _check_model(model)
+    if not is_shrunk(model):
+        _check_model(model)
     return _convert(model, device=device, dtype=dtype or model.dtype, tokenizer=tokenizer)
 
 
 def _from_directory(path: Path, *, device: Any, dtype: torch.dtype, tokenizer: Any | None) -> Any:
-    import transformers
-
-    architecture = _architecture(path)
-    hf_class = getattr(transformers, architecture)
-    CONVERTERS[architecture].check(hf_class.config_class.from_pretrained(path))
-    try:
-        with _quiet():
-            hf_model = hf_class.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
+    hf_model = read_checkpoint(path, dtype)
     tokenizer = tokenizer_in(path) if tokenizer is None else tokenizer
     return _convert(hf_model, device=device, dtype=dtype, tokenizer=tokenizer, name=path.resolve().name)
 
 
 def _convert(hf_model: Any, *, device: Any, dtype: torch.dtype, tokenizer: Any | None, name: str | None = None) -> Any:
+    hf_model, biases = made_whole(hf_model) if is_shrunk(hf_model) else (hf_model, {})
     converter = CONVERTERS[type(hf_model).__name__]
     converter.check(hf_model.config)
     model = converter.convert(hf_model, device=device, dtype=dtype)
+    _add(model, biases)
     model.cfg.model_name = name or Path(hf_model.config.name_or_path).name or type(hf_model).__name__
     model.huggingface_config = remembered_config(hf_model)
     if tokenizer is not None:
@@ -81,46 +78,19 @@ def _convert(hf_model: Any, *, device: Any, dtype: torch.dtype, tokenizer: Any |
     return model.eval()
 
 
+@torch.no_grad()
+def _add(model: Any, biases: Mapping[str, Tensor]) -> None:
+    """Put biases in that the stock class of transformers has no place for."""
+    parameters = backend_of(model).parameters() if biases else {}
+    for name, value in biases.items():
+        parameters[name].copy_(value)
+
+
 def remembered_config(hf_model: Any) -> Any:
     """A copy of the configuration that names the class too, for the way back."""
     config = copy.deepcopy(hf_model.config)
     config.architectures = [type(hf_model).__name__]
     return config
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar for the few seconds that reading weights takes; the user's setting comes back."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
-
-
-def _architecture(path: Path) -> str:
-    """The class that a checkpoint is of, refused here if there is no converter for it."""
-    try:
-        config: Mapping[str, Any] = json.loads((path / "config.json").read_text())
-    except OSError:
-        raise ValueError(
-            f"{path} has no config.json that can be read. Give a directory that save_pretrained() wrote."
-        ) from None
-    except ValueError:
-        raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    architecture = (config.get("architectures") or [_usual_class(config.get("model_type"))])[0]
-    refuse_architecture(architecture, config, CONVERTERS)
-    return architecture
-
-
-def _usual_class(model_type: str | None) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "A checkpoint of no named class")
 
 
 def _check_model(model: Any) -> None:
