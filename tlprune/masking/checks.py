@@ -49,8 +49,7 @@ def check_model(backend: Backend, circuit: Circuit, ablation: Ablation) -> None:
 def _other_function(backend: Backend, known: Mapping[str, Any]) -> str | None:
     """Why this is not the known model processed otherwise, if it is not."""
     dtypes = {known.get("processing", {}).get("dtype"), processing(backend)["dtype"]}
-    processed = not backend.architecture.post_norm and dtypes <= {"float32", "float64"}
-    if known.get("signature") is None or not processed:
+    if known.get("signature") is None or not dtypes <= {"float32", "float64"}:
         return "which has other weights"
     now = signature(backend)
     same = len(known["signature"]) == len(now.values) and all(
