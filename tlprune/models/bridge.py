@@ -94,7 +94,7 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
 def _no_bridge(name: str, error: ValueError) -> ValueError:
     return ValueError(
         f"Masks need a model that TransformerLens has a bridge for, but of {name} it says: {error}. Use a GPT-2, "
-        "Llama, Mistral, Qwen or GPT-NeoX, or a BERT or RoBERTa with a head that tp.from_huggingface knows."
+        "Llama, Mistral, Qwen, Gemma or GPT-NeoX, or a BERT or RoBERTa with a head that tp.from_huggingface knows."
     )
 
 
