@@ -211,6 +211,16 @@ def test_a_model_without_a_bridge_is_refused() -> None:
         tp.bridge(tiny("BertForTokenClassification"))
 
 
+def test_a_model_whose_bridge_fails_is_refused() -> None:
+    with pytest.raises(ValueError, match="of GPTNeoXForCausalLM it says: an assertion about its weights failed"):
+        tp.bridge(tiny("GPTNeoXForCausalLM", attention_bias=False))
+
+
+def test_a_model_whose_bridge_is_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention scores without a scale"):
+        backend_of(bridged("gpt2", scale_attn_weights=False))
+
+
 def test_a_model_that_drops_out_is_refused() -> None:
     model = bridged("gpt2").train()
     with pytest.raises(ValueError, match=r"training mode.*Call model\.eval\(\)"):

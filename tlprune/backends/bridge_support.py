@@ -90,6 +90,7 @@ def _reasons(model: Any) -> dict[str, bool]:
             type(block.ln1.original_component).__name__.endswith("LayerNorm1P") for block in plain
         ),
         f"positions of kind {config.positional_embedding_type!r}": _strange_positions(model),
+        "attention scores without a scale, which its bridge scales": getattr(hf, "scale_attn_weights", True) is False,
         "scaled residuals, embeddings or logits": any(getattr(hf, name, 1) not in (None, 1) for name in SCALES),
     }
 

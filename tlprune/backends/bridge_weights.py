@@ -55,6 +55,13 @@ class Place:
         stored = like if self.stored is None else self.stored
         return self.store(change(self.exact(like).detach())).to(stored.dtype)
 
+    def written(self, value: Tensor) -> Tensor:
+        """What to store for a value; numbers that are the tensor's own stay as they are stored, without rounding."""
+        stored = self.stored
+        assert stored is not None
+        same = self.store(value) == self.store(self.show(stored))
+        return torch.where(same, stored, self.store(value))
+
 
 class Places:
     """All tensors of a bridge by TransformerLens' names, in the order of HookedTransformer.

@@ -110,15 +110,13 @@ class TransformerBridgeBackend:
 
     @torch.no_grad()
     def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
-        seen, shape = self._seen(tokens, self._observed(wanted)), self.architecture
+        seen, has_mlp = self._seen(tokens, self._observed(wanted)), self.architecture.has_mlp
         z = tuple(self._by_head(seen[f"blocks.{layer}.attn.o.hook_in"]) for layer in self._layers)
         scales = [self.norms.scale(seen[name]) for name in self._normed_heads(wanted)]
         return Activations(
             embeddings=tuple(seen[name] for name in self._embedding_points()),
             heads=z,
-            mlps=tuple(
-                seen[f"blocks.{layer}.{self.mlp_output}"] for layer in self._layers if self.architecture.has_mlp
-            ),
+            mlps=tuple(seen[f"blocks.{layer}.{self.mlp_output}"] for layer in self._layers if has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.out.hook_in"] for layer in wanted.neurons},
             sent=tuple(map(sent, z, scales)) if scales else (),

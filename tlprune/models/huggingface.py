@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from tlprune.models.bridge import bridge, usual_class
 from tlprune.models.converters import CONVERTERS
 from tlprune.models.converters.refusals import refuse_architecture
 from tlprune.models.tokenizers import set_tokenizer, tokenizer_in
+from tlprune.models.transformer_lens import has_hooked_transformer
 
 
 def from_huggingface(
@@ -25,7 +27,8 @@ def from_huggingface(
 ) -> Any:
     """A TransformerLens model with the same outputs as a Hugging Face model; no weight is folded or centred.
 
-    The hub is never asked. The given model is read, not changed: it may be on any device, in any dtype and mode.
+    The hub is never asked. The given model is read, not changed: it may be on any device, in any dtype and mode. On
+    TransformerLens 4, which has no HookedTransformer, the result is a TransformerBridge of a copy.
 
     Args:
         model: a transformers model, or a directory that ``save_pretrained`` wrote: of class GPT2LMHeadModel,
@@ -49,6 +52,10 @@ def from_huggingface(
         >>> bool((ours(tokens) - theirs(tokens).logits).abs().max() < 1e-5)
         True
     """
+    if not has_hooked_transformer():
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        source = model if isinstance(model, (str, Path)) else copy.deepcopy(model)
+        return bridge(source, device=device, dtype=dtype, tokenizer=tokenizer)
     if isinstance(model, (str, Path)):
         return _from_directory(Path(model), device=device, dtype=dtype or torch.float32, tokenizer=tokenizer)
     _check_model(model)
@@ -112,15 +119,9 @@ def _architecture(path: Path) -> str:
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    architecture = (config.get("architectures") or [_usual_class(config.get("model_type"))])[0]
+    architecture = (config.get("architectures") or [usual_class(config.get("model_type"))])[0]
     refuse_architecture(architecture, config, CONVERTERS)
     return architecture
-
-
-def _usual_class(model_type: str | None) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "A checkpoint of no named class")
 
 
 def _check_model(model: Any) -> None:
