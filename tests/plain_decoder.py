@@ -46,8 +46,11 @@ class Decoder:
         norm = getattr(attention, f"{part}_norm", None)
         return vector if norm is None else norm(vector)
 
-    def rotate(self, vector: Tensor) -> Tensor:
-        cos, sin = self.trunk.rotary_emb(vector, torch.arange(vector.shape[1])[None])
+    def rotate(self, vector: Tensor, layer: int) -> Tensor:
+        return self.turn(vector, *self.trunk.rotary_emb(vector, torch.arange(vector.shape[1])[None]))
+
+    @staticmethod
+    def turn(vector: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turned, left = vector[..., : cos.shape[-1]], vector[..., cos.shape[-1] :]
         first, second = turned.chunk(2, -1)
         return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, left], -1)
@@ -66,11 +69,59 @@ class Decoder:
     def attend(self, layer: int, head: int, inputs: Sequence[Tensor]) -> Tensor:
         """What one head writes, from what its q, k and v see behind the norm."""
         q, k, v = (self.project(layer, part, head, seen) for part, seen in zip("qkv", inputs, strict=True))
-        q, k = self.rotate(q), self.rotate(k)
-        scores = q @ k.mT / self.d_head**0.5
-        distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
-        hidden = (distance < 0) | (distance >= (self.window or 10**9))
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v @ self.output(layer, head)
+        return self.pattern(layer, self.rotate(q, layer), self.rotate(k, layer)) @ v @ self.output(layer, head)
+
+    def pattern(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        return self.hide(q @ k.mT / self.d_head**0.5, self.window).softmax(-1)
+
+    @staticmethod
+    def hide(scores: Tensor, window: int | None) -> Tensor:
+        distance = torch.arange(scores.shape[-1])[:, None] - torch.arange(scores.shape[-1])
+        return scores.masked_fill((distance < 0) | (distance >= (window or 10**9)), -torch.inf)
+
+    def written(self, layer: int, heads: list[Tensor]) -> list[Tensor]:
+        """What the heads of a block add to the stream."""
+        return heads
+
+
+class Gemma(Decoder):
+    """Scaled scores, soft caps, windows in some layers, and, from Gemma 2 on, norms behind attention and MLP."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.normed = hasattr(self.blocks[0], "post_feedforward_layernorm")
+
+    def norms(self, layer: int) -> tuple[Any, Any]:
+        block = self.blocks[layer]
+        return block.input_layernorm, block.pre_feedforward_layernorm if self.normed else block.post_attention_layernorm
+
+    def mlp(self, layer: int, stream: Tensor) -> Tensor:
+        block = self.blocks[layer]
+        return block.post_feedforward_layernorm(block.mlp(stream)) if self.normed else block.mlp(stream)
+
+    def pattern(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        scores = q @ k.mT * self.blocks[layer].self_attn.scaling
+        cap = getattr(self.config, "attn_logit_softcapping", None)
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        kinds = getattr(self.config, "layer_types", None)
+        within = kinds is not None and kinds[layer] == "sliding_attention"
+        return self.hide(scores, self.window if within else None).softmax(-1)
+
+    def rotate(self, vector: Tensor, layer: int) -> Tensor:
+        kinds = {} if "gemma3" not in self.config.model_type else {"layer_type": self.config.layer_types[layer]}
+        return self.turn(vector, *self.trunk.rotary_emb(vector, torch.arange(vector.shape[1])[None], **kinds))
+
+    def written(self, layer: int, heads: list[Tensor]) -> list[Tensor]:
+        """The norm behind attention divides the sum of the heads: each gets its share of the result."""
+        if not self.normed:
+            return heads
+        norm, total = self.blocks[layer].post_attention_layernorm, sum(heads[1:], heads[0])
+        scale = (total.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        return [head / scale * (1 + norm.weight) for head in heads]
+
+    def logits(self, stream: Tensor) -> Tensor:
+        cap, logits = getattr(self.config, "final_logit_softcapping", None), super().logits(stream)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class Gpt2(Decoder):
@@ -91,7 +142,7 @@ class Gpt2(Decoder):
         joined, columns = self.blocks[layer].attn.c_attn, slice(start, start + self.d_head)
         return stream @ joined.weight[:, columns] + joined.bias[columns]
 
-    def rotate(self, vector: Tensor) -> Tensor:
+    def rotate(self, vector: Tensor, layer: int) -> Tensor:
         return vector
 
     def output(self, layer: int, head: int) -> Tensor:
@@ -132,7 +183,8 @@ class NeoX(Decoder):
 
 
 def decoder_of(model: Any) -> Decoder:
-    kinds = {"GPT2LMHeadModel": Gpt2, "GPTNeoXForCausalLM": NeoX}
+    kinds: dict[str, type[Decoder]] = {"GPT2LMHeadModel": Gpt2, "GPTNeoXForCausalLM": NeoX}
+    kinds |= {f"Gemma{version}ForCausalLM": Gemma for version in ("", 2, 3)}
     return kinds.get(type(model).__name__, Decoder)(model)
 
 
@@ -175,9 +227,11 @@ class EdgeRun:
 
     def _attention(self, readers: Readers) -> None:
         norm = self.decoder.norms(readers.layer)[0]
+        heads = []
         for head in range(self.decoder.heads):
             inputs = [norm(self.stream(readers, self._row(part, head))) for part in "qkv"]
-            self.outputs.append(self.decoder.attend(readers.layer, head, inputs))
+            heads.append(self.decoder.attend(readers.layer, head, inputs))
+        self.outputs += self.decoder.written(readers.layer, heads)
 
     def _row(self, part: str, head: int) -> int:
         heads, convention = self.decoder.heads, self.graph.convention

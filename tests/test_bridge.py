@@ -71,7 +71,7 @@ def test_a_mask_per_example_is_each_example_alone(kind: str) -> None:
     assert error(together, expected.detach()) <= EXACT[kind]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3", "neox"])
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3", "gemma2", "neox"])
 def test_logits_at_some_positions_are_rows_of_all(kind: str) -> None:
     model = bridged(kind)
     masked, positions = masked_of(model), torch.tensor([[5, 0], [3, 3], [1, 4]])
@@ -114,7 +114,7 @@ def test_zero_and_mean_are_sums_without_and_with_means() -> None:
     assert error(nothing[0, 0], whole.lm_head(whole.transformer.ln_f(biases)).detach()) <= 1e-9
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3", "neox"])
 def test_frozen_norms_make_logits_linear_in_the_last_edges(kind: str) -> None:
     """With norms that divide by fixed scales, a logits reader is affine in its own edges; all kept, it is the model."""
     model = bridged(kind)
@@ -140,7 +140,7 @@ def without_head(model: Any, layer: int, head: int) -> Any:
     part = slice(head * d_head, (head + 1) * d_head)
     if kind == "GPT2LMHeadModel":
         model.transformer.h[layer].attn.c_proj.weight[part] = 0
-    elif kind == "LlamaForCausalLM":
+    elif kind != "GPTNeoXForCausalLM":
         model.model.layers[layer].self_attn.o_proj.weight[:, part] = 0
     else:
         model.gpt_neox.layers[layer].attention.dense.weight[:, part] = 0
@@ -152,7 +152,7 @@ def without_neuron(model: Any, layer: int, neuron: int) -> Any:
     kind = type(model).__name__
     if kind == "GPT2LMHeadModel":
         model.transformer.h[layer].mlp.c_proj.weight[neuron] = 0
-    elif kind == "LlamaForCausalLM":
+    elif kind != "GPTNeoXForCausalLM":
         model.model.layers[layer].mlp.down_proj.weight[:, neuron] = 0
     else:
         model.gpt_neox.layers[layer].mlp.dense_4h_to_h.weight[:, neuron] = 0
@@ -162,7 +162,7 @@ def without_neuron(model: Any, layer: int, neuron: int) -> Any:
 THREE = ["gpt2", "llama", "neox"]
 
 
-@pytest.mark.parametrize("kind", THREE)
+@pytest.mark.parametrize("kind", [*THREE, "gemma2"])
 def test_a_zeroed_head_or_neuron_is_a_zeroed_part_of_a_matrix(kind: str) -> None:
     model = bridged(kind)
     for sites, name, edit in (
@@ -176,9 +176,12 @@ def test_a_zeroed_head_or_neuron_is_a_zeroed_part_of_a_matrix(kind: str) -> None
         assert error(found, plain(hf_model(kind), CLEAN)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", THREE)
+@pytest.mark.parametrize("kind", [*THREE, "gemma"])
 def test_masks_of_nodes_are_those_of_all_their_edges(kind: str) -> None:
-    """A writer's mask and the same mask on each of its edges are one thing, with the same gradient, summed."""
+    """A writer's mask and the same mask on each of its edges are one thing, with the same gradient, summed.
+
+    Not so where a norm is behind attention: masks of heads act in front of it, those of edges behind.
+    """
     model = bridged(kind)
     nodes = tp.nodes(model, "input|a*|m*")
     graph = Graph.of(model)
@@ -216,6 +219,10 @@ WEIGHTS = {
         "blocks.0.attn.W_O": ("model.layers.0.self_attn.o_proj.weight", lambda m: m.flatten(0, 1).T),
         "blocks.1.mlp.W_gate": ("model.layers.1.mlp.gate_proj.weight", lambda m: m.T),
     },
+    "gemma3": {
+        "embed.W_E": ("model.embed_tokens.weight", lambda m: m),
+        "blocks.1.attn.W_O": ("model.layers.1.self_attn.o_proj.weight", lambda m: m.flatten(0, 1).T),
+    },
 }  # fmt: skip
 
 
@@ -237,6 +244,32 @@ def test_masked_weights_are_multiplied_weights(kind: str, name: str) -> None:
     assert error(found, plain(hf_model(kind), CLEAN)) > 1e-4
 
 
+GAINS = {
+    "ln1": "input_layernorm",
+    "ln1_post": "post_attention_layernorm",
+    "ln2": "pre_feedforward_layernorm",
+    "ln2_post": "post_feedforward_layernorm",
+}
+
+
+@pytest.mark.parametrize("name", GAINS)
+@pytest.mark.parametrize("beside", ["", "edges"])
+def test_a_masked_gain_is_a_multiplied_gain_where_the_one_is_left_out(name: str, beside: str) -> None:
+    """Gemma 2 stores ``g - 1``, so a mask ``m`` leaves ``m g - 1`` there. With all edges kept nothing else changes."""
+    model, whole = bridged("gemma2"), hf_model("gemma2")
+    gain = tp.weights(model, f"blocks.1.{name}.w")
+    sites = gain + edges(model) if beside else gain
+    mask = torch.ones(len(sites), dtype=torch.float64)
+    values = torch.rand(len(gain), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    mask[sites.part("weights")] = values
+    found = tp.Masked(model, tp.Masks(sites), tp.Zero())(CLEAN, mask=mask)
+    with torch.no_grad():
+        weight = whole.get_submodule(f"model.layers.1.{GAINS[name]}").weight
+        weight.copy_(values * (1 + weight) - 1)
+    assert error(found, plain(whole, CLEAN)) <= EXACT["gemma2"]
+    assert error(found, plain(hf_model("gemma2"), CLEAN)) > 1e-3
+
+
 def test_a_tied_embedding_is_masked_where_it_is_named_and_not_where_it_unembeds() -> None:
     model, whole = bridged("gpt2"), hf_model("gpt2")
     ablated = torch.zeros(len(tp.weights(model, "embed.W_E")), dtype=torch.float64)
@@ -245,6 +278,21 @@ def test_a_tied_embedding_is_masked_where_it_is_named_and_not_where_it_unembeds(
     assert error(found, expected.detach()) <= 1e-9
     unread = tp.Masked(model, tp.Masks(tp.weights(model, "unembed.W_U")), tp.Zero())(CLEAN, mask=ablated)
     assert error(unread, torch.zeros_like(unread)) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("name", ["embed.W_E", "unembed.W_U"])
+def test_a_tied_embedding_is_installed_where_it_is_named(kind: str, name: str) -> None:
+    model = bridged(kind)
+    sites = tp.weights(model, name)
+    kept = torch.rand(len(sites), generator=torch.Generator().manual_seed(0)) < 0.5
+    masked = tp.Masked(model, tp.Circuit(sites, kept), tp.Zero())
+    expected = masked(CLEAN)
+    with masked.installed() as quiet:
+        assert error(quiet(CLEAN.ids), expected) <= EXACT[kind]
+    assert error(expected, plain(hf_model(kind), CLEAN)) > 1e-3
+    assert error(model(CLEAN.ids), plain(hf_model(kind), CLEAN)) <= EXACT[kind]
+    assert model.embed.original_component.weight is model.unembed.original_component.weight
 
 
 @pytest.mark.parametrize("kind", THREE)
@@ -279,7 +327,7 @@ def test_edges_beside_weights_read_masked_weights_and_keep_unmasked_twins(kind: 
 # ---- precision
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "neox"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma", "gemma2", "neox"])
 def test_bfloat16_is_as_exact_as_the_model_itself(kind: str) -> None:
     low, high = bridged(kind, torch.bfloat16), hf_model(kind)
     high.load_state_dict(hf_model(kind, torch.bfloat16).state_dict())
@@ -328,7 +376,7 @@ def test_installed_weights_are_put_back() -> None:
     assert error(model(CLEAN.ids), plain(hf_model("gpt2"), CLEAN)) <= 1e-9
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
 @pytest.mark.parametrize("cache", [True, False])
 def test_generation_under_installed_masks_is_one_masked_run_after_the_other(kind: str, cache: bool) -> None:
     """With a cache of keys and values, too: what is written there is masked already."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bridges import EXACT, bridged, hf_model
+from bridges import EXACT, KINDS, bridged, hf_model
 from hooked import NEEDS_HOOKED_TRANSFORMER
 from plain_decoder import plain_logits
 from styles import CLEAN, CORRUPT, error, probe, random_mask
@@ -20,10 +20,10 @@ from tlprune.graph import Convention, Graph
 from tlprune.task import Tokens
 
 SHARED = ["stories260K", "babyllama-tok105", "gpt-nano-sort"]
-PLACES = ["heads", "mlps", "neurons", "nodes", "weights"]
+PLACES = ["edges", "heads", "mlps", "neurons", "nodes", "weights"]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "mistral", "qwen2", "qwen3", "neox", "neox_serial"])
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind != "llama_biased"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -43,7 +43,7 @@ def mixed_settings(model: Any) -> None:
     model.hook_dict["blocks.1.attn.o.hook_in"].add_hook(lambda value, hook: None)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "neox"])
 def test_nothing_changes_in_a_call_or_its_backward(kind: str) -> None:
     model = bridged(kind)
     mixed_settings(model)
@@ -133,10 +133,18 @@ def test_a_user_sees_masked_activations() -> None:
 
 @pytest.mark.parametrize(
     "point",
-    ["hook_resid_pre", "hook_resid_post", "ln1.hook_scale", "attn.hook_in", "attn.q.hook_in", "attn.o.hook_out"],
+    [
+        "hook_resid_pre",
+        "hook_resid_post",
+        "ln1.hook_scale",
+        "ln1_post.hook_out",
+        "attn.hook_in",
+        "attn.q.hook_in",
+        "attn.o.hook_out",
+    ],
 )
 def test_a_hook_where_no_activation_is_left_is_refused(point: str) -> None:
-    model = bridged("gpt2")
+    model = bridged("gemma2" if point.startswith("ln1_post") else "gpt2")
     masked = masked_of(model)
     masked(CLEAN, CORRUPT)
     model.hook_dict[f"blocks.1.{point}"].add_hook(lambda value, hook: None)
@@ -161,13 +169,13 @@ def test_attention_split_by_head_is_refused(flag: str) -> None:
 
 def tiny(name: str, **settings: Any) -> Any:
     kind = name.partition("For")[0]
-    config = getattr(transformers, f"{kind}Config")(**SIZES | settings)
+    config = getattr(transformers, f"{kind}Config")(**SIZES | {"pad_token_id": 0} | settings)
     return getattr(transformers, name)(config)
 
 
 REFUSED = {
-    "Gemma2ForCausalLM": ("norms after attention and MLP", {"num_key_value_heads": 2, "head_dim": 8}),
-    "GemmaForCausalLM": ("offset from one", {"num_key_value_heads": 2, "head_dim": 8}),
+    "Glm4ForCausalLM": ("norms after attention and MLP", {"num_key_value_heads": 2, "head_dim": 8}),
+    "NemotronForCausalLM": ("LayerNorm weights stored as an offset from one", {"num_key_value_heads": 2}),
     "Olmo2ForCausalLM": ("norms (only )?after attention and MLP", {"num_key_value_heads": 2}),
     "BloomForCausalLM": ("a norm behind its embeddings", {}),
     "MixtralForCausalLM": ("a mixture of experts", {"num_key_value_heads": 2, "num_local_experts": 2}),
@@ -183,6 +191,15 @@ def test_a_model_whose_masks_would_be_wrong_is_refused_by_name(name: str) -> Non
         backend_of(tp.bridge(tiny(name, **settings)))
 
 
+def test_a_bias_between_heads_and_a_norm_is_refused() -> None:
+    hf = tiny("Gemma2ForCausalLM", num_key_value_heads=2, head_dim=8, attention_bias=True)
+    model = tp.bridge(hf)
+    tp.edges(model)  # all biases are 0 to begin with
+    model.blocks[1].attn.o.original_component.bias.data += 1
+    with pytest.raises(ValueError, match=r"layer 1 adds an output bias before it.*as in Gemma 2"):
+        backend_of(model)
+
+
 def test_an_encoder_decoder_is_refused() -> None:
     config = transformers.T5Config(vocab_size=29, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     with pytest.raises(ValueError, match="an encoder and a decoder"):
@@ -192,6 +209,16 @@ def test_an_encoder_decoder_is_refused() -> None:
 def test_a_model_without_a_bridge_is_refused() -> None:
     with pytest.raises(ValueError, match="of BertForTokenClassification it says: Unsupported"):
         tp.bridge(tiny("BertForTokenClassification"))
+
+
+def test_a_model_whose_bridge_fails_is_refused() -> None:
+    with pytest.raises(ValueError, match="of GPTNeoXForCausalLM it says: an assertion about its weights failed"):
+        tp.bridge(tiny("GPTNeoXForCausalLM", attention_bias=False))
+
+
+def test_a_model_whose_bridge_is_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention scores without a scale"):
+        backend_of(bridged("gpt2", scale_attn_weights=False))
 
 
 def test_a_model_that_drops_out_is_refused() -> None:

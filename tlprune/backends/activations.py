@@ -256,6 +256,10 @@ class Backend(Protocol):
         """``run()`` while some weights are replaced by functions of them."""
         ...
 
+    def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Any:
+        """A context in which some weights are replaced by functions of them, whatever runs the model."""
+        ...
+
     def projection(self, layer: int, convention: Convention) -> Projection: ...
 
     def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:

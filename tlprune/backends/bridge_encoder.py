@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tlprune.backends.activations import Edits, Norm, Point, Projection, Steering, select
+from tlprune.backends.activations import Edits, Point, Projection, Steering, select
 from tlprune.backends.bridge_encoder_weights import CLASSES, EncoderPlaces, class_of
+from tlprune.backends.bridge_norms import BridgeHooks
 from tlprune.backends.bridge_support import refuse_state
 from tlprune.backends.calls import Hook, frozen, hooked, input_axes, mean_state
 from tlprune.backends.post_norms import LayerNorm, PostNorms
-from tlprune.backends.transformer_bridge import BridgeHooks, TransformerBridgeBackend
+from tlprune.backends.transformer_bridge import TransformerBridgeBackend
 from tlprune.graph import Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
@@ -40,6 +41,7 @@ class BridgeEncoderBackend(TransformerBridgeBackend):
     """
 
     mlp_input, mlp_output = "mlp.in.hook_in", "mlp.out.hook_out"
+    final_norm = "mlm_head.ln"
     unused = ("hook_in", "hook_out", "ln1.", "ln2.", "attn.hook_in", "attn.hook_out", "mlp.hook_in")
 
     def __init__(self, model: Any) -> None:
@@ -72,9 +74,6 @@ class BridgeEncoderBackend(TransformerBridgeBackend):
     def _norm_points(self) -> list[Point]:
         """The last norm is that of a head for words; other heads have none."""
         return super()._norm_points() if self.predicts == "tokens" else super()._norm_points()[:-1]
-
-    def _norm(self, name: str) -> tuple[Norm, float, Tensor | None, Tensor | None]:
-        return super()._norm("mlm_head.ln" if name == "ln_final" else name)
 
     # ---- steered runs
 

@@ -10,6 +10,8 @@ from torch.nn import Dropout, Embedding
 from tlprune.backends.activations import NORMS
 
 ONLY_POST_NORMS = ("Olmo2", "Olmo3", "Exaone4")
+# Norms before and behind attention and MLP, and nothing else that their relatives have (per-layer inputs, loops).
+NORMS_ON_BOTH_SIDES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 SCALES = ("residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier", "scale_emb")
 
 
@@ -34,7 +36,8 @@ def refuse_unsupported(model: Any) -> None:
         if found:
             raise ValueError(
                 f"Masks need blocks that add to one residual stream, but this {_name(model)} has {reason}. Supported "
-                "through TransformerBridge: GPT-2, Llama, Mistral, Qwen 2 and 3, GPT-NeoX and decoders built like them."
+                "through TransformerBridge: GPT-2, Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3, GPT-NeoX and decoders "
+                "built like them."
             )
 
 
@@ -73,7 +76,7 @@ def _reasons(model: Any) -> dict[str, bool]:
         "no stack of blocks": not blocks,
         "a mixture of experts": bool(getattr(config, "num_experts", None)),
         "a norm behind its embeddings": hasattr(model, "embed_ln"),
-        "norms after attention and MLP": any(_has(block, "ln1_post", "ln2_post") for block in blocks),
+        "norms after attention and MLP": _strange_post_norms(model, blocks),
         "norms only after attention and MLP": _name(model).startswith(ONLY_POST_NORMS),
         "blocks without attention, an MLP and a norm before each": len(plain) < len(blocks),
         "attention without separate q, k and v (MLA, fused or state-space)": any(
@@ -83,8 +86,11 @@ def _reasons(model: Any) -> dict[str, bool]:
             config.attn_only or _split(config, block.mlp) for block in plain
         ),
         f"normalisation {config.normalization_type!r}": config.normalization_type not in NORMS,
-        "norm weights stored as an offset from one": bool(getattr(config, "rmsnorm_uses_offset", False)),
+        "LayerNorm weights stored as an offset from one": any(
+            type(block.ln1.original_component).__name__.endswith("LayerNorm1P") for block in plain
+        ),
         f"positions of kind {config.positional_embedding_type!r}": _strange_positions(model),
+        "attention scores without a scale, which its bridge scales": getattr(hf, "scale_attn_weights", True) is False,
         "scaled residuals, embeddings or logits": any(getattr(hf, name, 1) not in (None, 1) for name in SCALES),
     }
 
@@ -93,8 +99,10 @@ def _name(model: Any) -> str:
     return type(model.original_model).__name__
 
 
-def _has(block: Any, *names: str) -> bool:
-    return any(name in block._modules for name in names)
+def _strange_post_norms(model: Any, blocks: list[Any]) -> bool:
+    """Whether norms are behind attention or MLP in another way than in Gemma 2."""
+    found = {name in block._modules for block in blocks for name in ("ln1_post", "ln2_post")}
+    return True in found and (False in found or _name(model) not in NORMS_ON_BOTH_SIDES)
 
 
 def _fused(config: Any, attention: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ class Place:
         module: the module that owns the parameter.
         attribute: the parameter's name there.
         shape: of the tensor in TransformerLens' layout.
-        show: from the stored layout to TransformerLens', without a copy.
+        show: from the stored layout to TransformerLens', without a copy unless ``rounds``.
         store: back.
+        rounds: numbers are shifted or scaled on the way, and not only moved.
     """
 
     module: Module
@@ -30,6 +31,7 @@ class Place:
     shape: tuple[int, ...]
     show: Layout
     store: Layout
+    rounds: bool = False
 
     @property
     def stored(self) -> Tensor | None:
@@ -40,6 +42,25 @@ class Place:
         """The tensor in TransformerLens' layout; zeros, of the type and device of ``like``, for a bias left out."""
         stored = self.stored
         return like.new_zeros(self.shape) if stored is None else self.show(stored)
+
+    def exact(self, like: Tensor) -> Tensor:
+        """The same, in float32 at least where showing it rounds; Gemma adds 1 to its gains in float32, too."""
+        stored = self.stored
+        if stored is None or not self.rounds:
+            return self.tensor(like)
+        return self.show(stored.to(torch.promote_types(stored.dtype, torch.float32)))
+
+    def changed(self, change: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """What to store for a function of the tensor."""
+        stored = like if self.stored is None else self.stored
+        return self.store(change(self.exact(like).detach())).to(stored.dtype)
+
+    def written(self, value: Tensor) -> Tensor:
+        """What to store for a value; numbers that are the tensor's own stay as they are stored, without rounding."""
+        stored = self.stored
+        assert stored is not None
+        same = self.store(value) == self.store(self.show(stored))
+        return torch.where(same, stored, self.store(value))
 
 
 class Places:
@@ -56,6 +77,17 @@ class Places:
     def __getitem__(self, name: str) -> Tensor:
         return self.all[name].tensor(self.like)
 
+    def exact(self, name: str) -> Tensor | None:
+        """A tensor as the model computes with it; ``None`` if the model has no such tensor."""
+        return self.all[name].exact(self.like) if name in self.all else None
+
+    def changes(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[tuple[Module, str, Tensor]]:
+        """What functions of some tensors are where they are stored; biases left out stay so, as zeros do."""
+        for name, change in changed.items():
+            place = self.all[name]
+            if place.stored is not None:
+                yield place.module, place.attribute, place.changed(change, self.like)
+
     @property
     def like(self) -> Tensor:
         """The token embedding, the first of all, which says where and in which precision the model is."""
@@ -64,7 +96,7 @@ class Places:
         return embedding
 
     def _of_model(self, model: Any) -> Iterator[tuple[str, Place]]:
-        yield "embed.W_E", plain(model.embed, "weight", (self.config.d_vocab, self.config.d_model))
+        yield "embed.W_E", _embedding(model.embed, (self.config.d_vocab, self.config.d_model))
         if self.config.positional_embedding_type == "standard":
             yield "pos_embed.W_pos", plain(model.pos_embed, "weight", (self.config.n_ctx, self.config.d_model))
         for layer, block in enumerate(model.blocks):
@@ -75,9 +107,9 @@ class Places:
         yield "unembed.b_U", plain(model.unembed, "bias", (vocabulary,))
 
     def _of_block(self, block: Any) -> Iterator[tuple[str, Place]]:
-        yield from self._of_norm("ln1", block.ln1)
-        if not self.config.attn_only:
-            yield from self._of_norm("ln2", block.ln2)
+        for name in ("ln1", "ln1_post", *(() if self.config.attn_only else ("ln2", "ln2_post"))):
+            if name in block._modules:
+                yield from self._of_norm(name, getattr(block, name))
         yield from self._of_attention(block.attn)
         if not self.config.attn_only:
             yield from self._of_mlp(block.mlp)
@@ -85,7 +117,8 @@ class Places:
     def _of_norm(self, name: str, norm: Any, width: int | None = None) -> Iterator[tuple[str, Place]]:
         shape, kind = (width or self.config.d_model,), self.config.normalization_type
         if kind in ("LN", "RMS"):
-            yield f"{name}.w", plain(norm, "weight", shape)
+            from_one = kind == "RMS" and getattr(self.config, "rmsnorm_uses_offset", False)
+            yield f"{name}.w", (_from_one if from_one else plain)(norm, "weight", shape)
         if kind == "LN":
             yield f"{name}.b", plain(norm, "bias", shape)
 
@@ -126,6 +159,24 @@ def own_module(bridge: Any) -> Any:
 def plain(bridge: Any, attribute: str, shape: tuple[int, ...]) -> Place:
     """A tensor that both store alike."""
     return Place(own_module(bridge), attribute, shape, _same, _same)
+
+
+def _from_one(bridge: Any, attribute: str, shape: tuple[int, ...]) -> Place:
+    """A gain that is stored as what it differs from one (Gemma)."""
+    show, store = (lambda stored: 1 + stored), (lambda shown: shown - 1)
+    return Place(bridge.original_component, attribute, shape, show, store, rounds=True)
+
+
+def _embedding(bridge: Any, shape: tuple[int, ...]) -> Place:
+    """The token embedding, with the factor that some models multiply it by (Gemma: the root of the width)."""
+    module = bridge.original_component
+    scale = getattr(module, "embed_scale", None)
+    if scale is None:
+        return plain(bridge, "weight", shape)
+    # The type in which a model was built decides how exact its factor is: float32 is what all types share.
+    show = lambda stored: stored * scale.to(torch.float32).to(stored.dtype)  # noqa: E731
+    store = lambda shown: shown / scale.to(torch.float32).to(shown.dtype)  # noqa: E731
+    return Place(module, "weight", shape, show, store, rounds=True)
 
 
 def _head_bias(bridge: Any, shape: tuple[int, ...]) -> Place:

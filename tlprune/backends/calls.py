@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -122,7 +123,7 @@ def stored(seen: dict[str, Tensor], name: str) -> Hook:
     return store
 
 
-def passed(_: None, stub: Tensor) -> Tensor:
+def passed(_: Tensor | None, stub: Tensor) -> Tensor:
     """What the model goes on with when an activation was told to the engine, which carries it from here."""
     return stub.detach()
 
@@ -140,6 +141,33 @@ def mean_state(
         return states.mean(1)
     real = mask.to(states)[..., None]
     return (states * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+def refuse_normed_biases(model: Any, biases: Iterable[Tensor]) -> None:
+    """Raise a ValueError where attention's output bias is behind its heads but in front of a norm."""
+    for layer, bias in enumerate(biases):
+        if bool(bias.any()):
+            raise ValueError(
+                f"A norm behind attention must see heads alone, but in {model.cfg.model_name!r} layer {layer} adds an "
+                "output bias before it, whose share no head carries. Supported are such norms without attention output "
+                "biases, as in Gemma 2."
+            )
+
+
+@contextmanager
+def weights_in_place(
+    parameters: Mapping[str, Tensor], changed: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Some tensors overwritten with functions of them, until the block ends."""
+    before = {name: parameters[name].detach().clone() for name in changed}
+    try:
+        for name, change in changed.items():
+            parameters[name].copy_(change(before[name]))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                parameters[name].copy_(value)
 
 
 def input_axes(name: str, axes: int) -> tuple[int, ...]:

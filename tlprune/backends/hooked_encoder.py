@@ -32,6 +32,7 @@ from tlprune.backends.calls import (
     passed,
     stored,
     weights_hash,
+    weights_in_place,
 )
 from tlprune.backends.post_norms import LayerNorm, PostNorms
 from tlprune.graph import Architecture, Convention
@@ -235,6 +236,9 @@ class HookedEncoderBackend:
         weights = self.parameters()
         tensors = {f"model.{name}": change(weights[name].detach()) for name, change in changed.items()}
         return torch.func.functional_call(WeightCall(self.model, run), tensors, ())
+
+    def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Any:
+        return weights_in_place(self.parameters(), changed)
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention = self.model.blocks[layer].attn

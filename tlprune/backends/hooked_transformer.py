@@ -31,9 +31,11 @@ from tlprune.backends.calls import (
     hooked,
     input_axes,
     passed,
+    refuse_normed_biases,
     sent,
     stored,
     weights_hash,
+    weights_in_place,
 )
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
@@ -62,7 +64,8 @@ class HookedTransformerBackend:
         refuse_unsupported(model.cfg)
         self.model = model
         self._post_norms = bool(getattr(model.cfg, "use_normalization_before_and_after", False)) and _has_norms(model)
-        self._refuse_normed_biases()
+        if self._post_norms:
+            refuse_normed_biases(model, [block.attn.b_O for block in model.blocks])
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
         self.predicts: Literal["tokens", "prompts"] = "tokens"
@@ -245,15 +248,6 @@ class HookedTransformerBackend:
                     f"attn.hook_z, hook_mlp_out), or remove it with model.reset_hooks()."
                 )
 
-    def _refuse_normed_biases(self) -> None:
-        for layer, block in enumerate(self.model.blocks if self._post_norms else ()):
-            if bool(block.attn.b_O.any()):
-                raise ValueError(
-                    f"A norm behind attention must see heads alone, but in {self.model.cfg.model_name!r} layer {layer} "
-                    "adds an output bias before it, whose share no head carries. Supported are such norms without "
-                    "attention output biases, as in Gemma 2."
-                )
-
     # ---- weights
 
     def matrices(self) -> list[Matrix]:
@@ -270,6 +264,9 @@ class HookedTransformerBackend:
             if _shown(name) in changed
         }
         return torch.func.functional_call(WeightCall(self.model, run), tensors, ())
+
+    def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Any:
+        return weights_in_place(self.parameters(), changed)
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention, norm = self.model.blocks[layer].attn, self.model.blocks[layer].ln1

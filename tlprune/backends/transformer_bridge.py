@@ -14,13 +14,13 @@ from tlprune.backends.activations import (
     NORMS,
     Activations,
     Edits,
-    Norm,
     Point,
     Projection,
     Steering,
     Wanted,
     select,
 )
+from tlprune.backends.bridge_norms import BridgeHooks, Norms
 from tlprune.backends.bridge_support import grouping, refuse_flags, refuse_unsupported
 from tlprune.backends.bridge_weights import Places
 from tlprune.backends.calls import (
@@ -34,6 +34,8 @@ from tlprune.backends.calls import (
     hooked,
     input_axes,
     passed,
+    refuse_normed_biases,
+    sent,
     stored,
     weights_hash,
 )
@@ -42,27 +44,30 @@ from tlprune.sites import Matrix
 from tlprune.task import Tokens
 
 # Between steered readers the residual stream carries nothing, so these points would show a user's hook a stub.
-UNUSED = ("hook_in", "hook_out", "hook_mlp_in", "ln1.", "attn.hook_in", "attn.hook_out", "attn.hook_hidden_states")
+UNUSED = ("hook_in", "hook_out", "hook_mlp_in", "ln1.", "ln1_post.", "attn.hook_in", "attn.hook_out")
+UNUSED += ("attn.hook_hidden_states",)
 UNUSED_PARTS = ("attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in", "attn.o.hook_out", "attn.hook_result")
-BridgeHooks = list[tuple[str, Hook, bool]]
 
 
 class TransformerBridgeBackend:
     """Reads and steers a TransformerBridge through its HookPoints, for the length of one call.
 
     Everything is in TransformerLens' names and layouts, so sites, circuits and fingerprints are those of the
-    HookedTransformer of the same checkpoint with no weight folded.
+    HookedTransformer of the same checkpoint with no weight folded; so is what heads send where a norm is behind
+    attention (Gemma 2).
 
     Args:
         model: the model; nothing of it is changed afterwards.
 
     Raises:
-        ValueError: its blocks do not simply add to one stream (an encoder, a mixture of experts, post-norms, MLA, a
-            state-space model, scaled residuals), it is in compatibility mode, or it drops out.
+        ValueError: its blocks do not simply add to one stream (an encoder, a mixture of experts, norms behind attention
+            and MLP alone, or behind attention and its output bias, MLA, a state-space model, scaled residuals), it is
+            in compatibility mode, or it drops out.
     """
 
     # Within a block: what its MLP alone reads, what the MLP writes, and what is not there in a steered run.
     mlp_input, mlp_output, unused = "ln2.hook_in", "mlp.hook_out", UNUSED
+    final_norm = "ln_final"  # what the tensors of the last norm are called
 
     def __init__(self, model: Any) -> None:
         refuse_unsupported(model)
@@ -73,6 +78,16 @@ class TransformerBridgeBackend:
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
         self.predicts: Literal["tokens", "prompts"] = predicts
+        kind = NORMS[model.cfg.normalization_type]
+        self.norms = Norms(places, kind, model.cfg.eps, self.final_norm)
+        self._post_norms = "ln1_post" in model.blocks[0]._modules
+        if self._post_norms:
+            self.mlp_output = "ln2_post.hook_out"
+            refuse_normed_biases(model, [places[f"blocks.{layer}.attn.b_O"] for layer in self._layers])
+
+    @property
+    def _layers(self) -> range:
+        return range(self.architecture.n_layers)
 
     @property
     def d_mlp(self) -> int:
@@ -95,28 +110,31 @@ class TransformerBridgeBackend:
 
     @torch.no_grad()
     def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
-        seen = self._seen(tokens, self._observed(wanted))
-        layers = range(self.architecture.n_layers)
+        seen, has_mlp = self._seen(tokens, self._observed(wanted)), self.architecture.has_mlp
+        z = tuple(self._by_head(seen[f"blocks.{layer}.attn.o.hook_in"]) for layer in self._layers)
+        scales = [self.norms.scale(seen[name]) for name in self._normed_heads(wanted)]
         return Activations(
             embeddings=tuple(seen[name] for name in self._embedding_points()),
-            heads=tuple(self._by_head(seen[f"blocks.{layer}.attn.o.hook_in"]) for layer in layers),
-            mlps=tuple(seen[f"blocks.{layer}.{self.mlp_output}"] for layer in layers if self.architecture.has_mlp),
+            heads=z,
+            mlps=tuple(seen[f"blocks.{layer}.{self.mlp_output}"] for layer in self._layers if has_mlp),
             streams=tuple(seen[name] for name in self._streams()) if wanted.streams else (),
             neurons={layer: seen[f"blocks.{layer}.mlp.out.hook_in"] for layer in wanted.neurons},
+            sent=tuple(map(sent, z, scales)) if scales else (),
         )
 
     @torch.no_grad()
     def norm_scales(self, tokens: Tokens) -> dict[Point, Tensor]:
-        if NORMS[self.model.cfg.normalization_type] == "none":
+        if self.norms.kind == "none":
             return {}
         points = self._norm_points()
-        names = [f"{_norm_of(point)}.hook_scale" for point in points]
+        names = [f"{self.norms.name(point)}.hook_scale" for point in points]
         seen = self._seen(tokens, names)
         return {point: seen[name] for point, name in zip(points, names, strict=True)}
 
     def _norm_points(self) -> list[Point]:
-        kinds = ("attention_norm", "mlp_norm") if self.architecture.has_mlp else ("attention_norm",)
-        return [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
+        kinds = ["attention_norm", *["mlp_norm"] * self.architecture.has_mlp]
+        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
+        return [(kind, layer) for layer in self._layers for kind in kinds] + [("final_norm", 0)]
 
     def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
         return self.run(tokens, {}, positions)
@@ -139,33 +157,12 @@ class TransformerBridgeBackend:
         """The hooks that edit one activation."""
         (kind, layer), edit = point, edit_at(edits, point, met)
         if kind.endswith("_norm"):
-            return self._norm_hooks(_norm_of(point), edit)
+            return self.norms.hooks(self.norms.name(point), edit)
         if kind == "heads":
             return [(f"blocks.{layer}.attn.o.hook_in", lambda z: edit(self._by_head(z)).flatten(2), False)]
         name = {"input": "blocks.0.hook_in", "embed": "embed.hook_out", "pos_embed": "pos_embed.hook_out"}.get(kind)
         names = {"mlp": f"blocks.{layer}.{self.mlp_output}", "neurons": f"blocks.{layer}.mlp.out.hook_in"}
         return [(name or names[kind], edit, False)]
-
-    def _norm_hooks(self, name: str, edit: Callable[[Tensor], Tensor]) -> BridgeHooks:
-        """A norm computed here, because a bridge whose norm is Hugging Face's own warns of edits and cuts gradients."""
-        seen: dict[str, Tensor] = {}
-
-        def normed(_: Tensor) -> Tensor:
-            stream, scale = seen["stream"], edit(seen["scale"]).expand(*seen["stream"].shape[:2], 1)
-            norm = Projection((), (), *self._norm(name), scale=scale.flatten(0, 1))
-            exact = stream.to(torch.promote_types(stream.dtype, torch.float32)).flatten(0, 1)
-            return norm.normalise(exact[None])[0].view(stream.shape).to(stream.dtype)
-
-        return [
-            (f"{name}.hook_in", stored(seen, "stream"), False),
-            (f"{name}.hook_scale", stored(seen, "scale"), False),
-            (f"{name}.hook_out", normed, True),
-        ]
-
-    def _norm(self, name: str) -> tuple[Norm, float, Tensor | None, Tensor | None]:
-        """Kind, epsilon, gain and shift of a norm."""
-        gain, shift = (self.places[part] if part in self.places.all else None for part in (f"{name}.w", f"{name}.b"))
-        return NORMS[self.model.cfg.normalization_type], self.model.cfg.eps, gain, shift
 
     def _forward(self, tokens: Tokens) -> Tensor:
         return self.model(tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
@@ -193,14 +190,16 @@ class TransformerBridgeBackend:
         """The residual-stream point that each set of readers reads in the plain model."""
         middle = "hook_in" if self.architecture.parallel else "ln2.hook_in"
         points = ["hook_in", middle] if self.architecture.has_mlp else ["hook_in"]
-        layers = range(self.architecture.n_layers)
-        return [*(f"blocks.{layer}.{point}" for layer in layers for point in points), "ln_final.hook_in"]
+        return [*(f"blocks.{layer}.{point}" for layer in self._layers for point in points), "ln_final.hook_in"]
+
+    def _normed_heads(self, wanted: Wanted) -> list[str]:
+        """The sums of heads that a norm divides, if there are any and edges need to know."""
+        return [f"blocks.{layer}.ln1_post.hook_in" for layer in self._layers if self._post_norms and wanted.streams]
 
     def _observed(self, wanted: Wanted) -> list[str]:
-        layers = range(self.architecture.n_layers)
         outputs = ["attn.o.hook_in", self.mlp_output] if self.architecture.has_mlp else ["attn.o.hook_in"]
-        points = [f"blocks.{layer}.{point}" for layer in layers for point in outputs]
-        points += [f"blocks.{layer}.mlp.out.hook_in" for layer in wanted.neurons]
+        points = [f"blocks.{layer}.{point}" for layer in self._layers for point in outputs]
+        points += [f"blocks.{layer}.mlp.out.hook_in" for layer in wanted.neurons] + self._normed_heads(wanted)
         return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
 
     # ---- steered runs
@@ -223,7 +222,7 @@ class TransformerBridgeBackend:
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
         hooks.append(("ln_final.hook_in", lambda _: steering.final(), True))
         for point in edits:
-            if point[0] in ("mlp_norm", "final_norm"):
+            if point[0] in ("mlp_norm", "mlp_post_norm", "final_norm"):
                 hooks += self._edit(edits, point, met)
         hooks += self._unembedded(lambda stream: select(stream, positions))
         with hooked(self.model.hook_dict, hooks), self._ungrouped(convention), frozen(self.model):
@@ -247,7 +246,7 @@ class TransformerBridgeBackend:
         Its projections are of one token, so what this costs is a few additions and one norm per block.
         """
         stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
-        for layer in range(self.architecture.n_layers):
+        for layer in self._layers:
             block, reads = f"blocks.{layer}.", AttentionReads(steering, layer)
             writes = Writes(steering, layer, edits, met)
             yield f"{block}hook_in", stub.expand_as, False
@@ -255,13 +254,21 @@ class TransformerBridgeBackend:
                 yield f"{block}attn.{part}.hook_in", lambda _: stub, False
                 take = lambda _, index=index, reads=reads: reads.take(index).flatten(2)  # noqa: E731
                 yield f"{block}attn.{part}.hook_out", take, True
-            tell = lambda z, writes=writes: passed(writes.heads(self._by_head(z)), z[:1, :1])  # noqa: E731
-            yield f"{block}attn.o.hook_in", tell, False
+            yield from self._head_hooks(block, writes, stub)
             if self.architecture.has_mlp:
                 yield f"{block}{self.mlp_input}", lambda _, layer=layer: steering.mlp_input(layer), True
                 yield f"{block}{self.mlp_output}", lambda out, writes=writes: passed(writes.mlp(out), stub), False
             if ("neurons", layer) in edits:
                 yield f"{block}mlp.out.hook_in", edit_at(edits, ("neurons", layer), met), False
+
+    def _head_hooks(self, block: str, writes: Writes, stub: Tensor) -> BridgeHooks:
+        """Tell what heads send: at once, or when the norm behind them has told what it divides their sum by."""
+        if not self._post_norms:
+            return [(f"{block}attn.o.hook_in", lambda z: passed(writes.heads(self._by_head(z)), z[:1, :1]), False)]
+        return [
+            (f"{block}attn.o.hook_in", lambda z: writes.before_norm(self._by_head(z)).flatten(2), False),
+            (f"{block}ln1_post.hook_in", lambda total: passed(writes.at_norm(self.norms.scale(total)), stub), False),
+        ]
 
     def _refuse_hidden_hooks(self) -> None:
         for name, point in self.model.hook_dict.items():
@@ -298,15 +305,25 @@ class TransformerBridgeBackend:
         return {name: self.places[name] for name in self.places.all}
 
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
-        places = [(self.places.all[name], change) for name, change in changed.items()]
-        places = [(place, change) for place, change in places if place.stored is not None]  # a mask of zeros is a no-op
-        tensors = {
-            f"model.{index}.{place.attribute}": place.store(change(place.tensor(self.places.like).detach()))
-            for index, (place, change) in enumerate(places)
-        }
-        call = WeightCall(nn.ModuleList(place.module for place, _ in places), run)
+        changes = list(self.places.changes(changed))
+        call = WeightCall(nn.ModuleList(module for module, _, _ in changes), run)
+        tensors = {f"model.{index}.{attribute}": value for index, (_, attribute, value) in enumerate(changes)}
         # Input and output embedding are two tensors here, even where one parameter serves as both.
         return torch.func.functional_call(call, tensors, (), tie_weights=False)
+
+    @contextmanager
+    def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Parameters are put in the places of others, which are left as they are: they may be tied."""
+        changes = list(self.places.changes(changed))
+        before = [getattr(module, attribute) for module, attribute, _ in changes]
+        try:
+            for (module, attribute, value), old in zip(changes, before, strict=True):
+                trained = isinstance(old, nn.Parameter)
+                setattr(module, attribute, nn.Parameter(value, old.requires_grad) if trained else value)
+            yield
+        finally:
+            for (module, attribute, _), old in zip(changes, before, strict=True):
+                setattr(module, attribute, old)
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         block = f"blocks.{layer}."
@@ -316,15 +333,17 @@ class TransformerBridgeBackend:
         if convention.ungrouped and repeats > 1:
             weights[1:] = [weight.repeat_interleave(repeats, 0) for weight in weights[1:]]
             biases[1:] = [bias.repeat_interleave(repeats, 0) for bias in biases[1:]]
-        return Projection(tuple(weights), tuple(biases), *self._norm(f"{block}ln1"))
+        return Projection(tuple(weights), tuple(biases), *self.norms.settings(f"{block}ln1"))
 
     def output_weight(self, layer: int) -> Tensor:
-        return self.places[f"blocks.{layer}.attn.W_O"]
+        weight = self.places[f"blocks.{layer}.attn.W_O"]
+        gain = self.places.exact(f"blocks.{layer}.ln1_post.w")
+        return weight if gain is None else (weight * gain).to(weight.dtype)
 
     def constants(self) -> list[Tensor]:
         total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
         result: list[Tensor] = []
-        for layer in range(self.architecture.n_layers):
+        for layer in self._layers:
             after = total + self.places[f"blocks.{layer}.attn.b_O"].detach()
             result.append(total)
             if self.architecture.has_mlp:
@@ -335,8 +354,3 @@ class TransformerBridgeBackend:
     def fingerprint(self) -> dict[str, Any]:
         """Name and shape of the model, and a hash of a sample of every weight."""
         return {"name": self.model.cfg.model_name, "weights": weights_hash(self.parameters())}
-
-
-def _norm_of(point: Point) -> str:
-    kind, layer = point
-    return {"attention_norm": f"blocks.{layer}.ln1", "mlp_norm": f"blocks.{layer}.ln2"}.get(kind, "ln_final")

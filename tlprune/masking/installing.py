@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ def installed_masks(masked: Any) -> Iterator[Any]:
     outputs = masked.outputs() and [weight.clone() for weight in masked.outputs()]
     with ExitStack() as stack, torch.no_grad():
         if "weights" in parts:
-            stack.enter_context(_weights_in_place(backend.parameters(), masked.scaled(parts)))
+            stack.enter_context(backend.installed_weights(masked.scaled(parts)))
         if "edges" in parts:
             pool, beside = Pool(most=1), Beside(edits, outputs)
 
@@ -107,18 +107,3 @@ class _Renewed:
         self.running.check_complete()
         self.call = None
         return stream
-
-
-@contextmanager
-def _weights_in_place(
-    parameters: Mapping[str, Tensor], changed: Mapping[str, Callable[[Tensor], Tensor]]
-) -> Iterator[None]:
-    before = {name: parameters[name].detach().clone() for name in changed}
-    try:
-        for name, change in changed.items():
-            parameters[name].copy_(change(before[name]))
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in before.items():
-                parameters[name].copy_(value)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tlprune.models.bridge_encoder import KNOWN, adapted
-from tlprune.models.checkpoints import PREFIX, read_checkpoint, stock_name
+from tlprune.models.checkpoints import PREFIX, read_checkpoint, stock_name, usual_class
 from tlprune.models.converters.encoders import ENCODERS
 from tlprune.models.shrunk_files import is_shrunk, whole_of
 from tlprune.models.tokenizers import copied, tokenizer_in
@@ -88,17 +88,19 @@ def _wrapped(hf_model: Any, tokenizer: Any | None, name: str) -> Any:
         known, options["post_adapter_hook"] = KNOWN, adapted(hf_model)
     hf_model.set_attn_implementation("eager")
     try:
-        with nullcontext() if tokenizer is None else copied(tokenizer) as copy:
+        # Where q, k and v are one matrix, modules are made whose random weights draw from nobody's numbers.
+        with nullcontext() if tokenizer is None else copied(tokenizer) as copy, torch.random.fork_rng(devices=[]):
             model = build_bridge_from_module(hf_model, known, tokenizer=copy, **options)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # the latter of a GPT-NeoX without biases in its attention
         raise _no_bridge(architecture, error) from None
     return model.eval()
 
 
-def _no_bridge(name: str, error: ValueError) -> ValueError:
+def _no_bridge(name: str, error: ValueError | AssertionError) -> ValueError:
+    reason = str(error) or "an assertion about its weights failed"
     return ValueError(
-        f"Masks need a model that TransformerLens has a bridge for, but of {name} it says: {error}. Use a GPT-2, "
-        "Llama, Mistral, Qwen or GPT-NeoX, or a BERT or RoBERTa with a head that tp.from_huggingface knows."
+        f"Masks need a model that TransformerLens has a bridge for, but of {name} it says: {reason}. Use a GPT-2, "
+        "Llama, Mistral, Qwen, Gemma or GPT-NeoX, or a BERT or RoBERTa with a head that tp.from_huggingface knows."
     )
 
 
@@ -123,18 +125,19 @@ def _architecture(path: Path) -> str:
     import transformers
 
     try:
-        named = json.loads((path / "config.json").read_text()).get("architectures") or ["none"]
+        config = json.loads((path / "config.json").read_text())
     except OSError:
         raise ValueError(
             f"{path} has no config.json that can be read. Give a directory that save_pretrained() wrote."
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    if not hasattr(transformers, stock_name(named[0])):
+    named = (config.get("architectures") or [usual_class(config.get("model_type"))])[0]
+    if not hasattr(transformers, stock_name(named)):
         raise ValueError(
-            f"{named[0]} is no class of transformers, but {path} names it. Load it yourself and pass the model."
+            f"{named} is no class of transformers, but {path} is of it. Load it yourself and pass the model."
         )
-    return named[0]
+    return named
 
 
 def _device() -> str:

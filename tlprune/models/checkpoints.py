@@ -84,12 +84,13 @@ def _architecture(path: Path) -> str:
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    architecture = (config.get("architectures") or [_usual_class(config.get("model_type"))])[0]
+    architecture = (config.get("architectures") or [usual_class(config.get("model_type"))])[0]
     refuse_architecture(stock_name(architecture), config, CONVERTERS)
     return architecture
 
 
-def _usual_class(model_type: str | None) -> str:
+def usual_class(model_type: str | None) -> str:
+    """The class of a checkpoint whose configuration names none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "A checkpoint of no named class")

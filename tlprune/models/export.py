@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from tlprune.backends import backend_of
+from tlprune.backends.activations import Backend
 from tlprune.masking.folding import folded_parameters
 from tlprune.masking.masked import Masked
+from tlprune.models.bridge_export import wrapped_model, write_bridge
 from tlprune.models.checkpoints import unfilled
 from tlprune.models.converters import CONVERTERS
-from tlprune.models.converters.layout import Converter
+from tlprune.models.huggingface import remembered_config
+
+Write = Callable[[Any, Mapping[str, Tensor]], None]
 
 
 @torch.no_grad()
 def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
-    """A transformers model of the stock class, with the same shapes and the outputs of the masked model.
+    """A new transformers model of the stock class, with the same shapes and the outputs of the masked model.
 
     Ablated heads' rows of the output projection, ablated MLPs' and neurons' output weights and masked weights are 0
     (a smaller model is another thing); means go into biases where the architecture has them. ``save_pretrained`` then
@@ -30,7 +34,8 @@ def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
         model: a :class:`~tlprune.Masked` whose hard circuit is built in, over heads, MLPs, layers, nodes, neurons or
             weights, under Zero, a Mean over positions, or learned constants; or a TransformerLens model.
         config: the Hugging Face configuration, or a directory that holds it; by default that of the model that
-            :func:`~tlprune.from_huggingface` was given.
+            :func:`~tlprune.from_huggingface` was given, or of the one behind a TransformerBridge, which is left as it
+            is.
 
     Raises:
         ValueError: the masks hold edges, differ by span, freeze norms or need to know prompts (Resample); a mean has
@@ -50,10 +55,19 @@ def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
     """
     lens = model.model if isinstance(model, Masked) else model
     backend = backend_of(lens)
-    config = configuration_of(lens, config)
+    config, write = _way_back(lens, backend, config)
     parameters = folded_parameters(model) if isinstance(model, Masked) else backend.parameters()
-    exported = built(config, parameters)
+    exported = _written(config, lambda new: write(new, parameters), backend.dtype)
     return exported.to(device=backend.device).eval()
+
+
+def _way_back(model: Any, backend: Backend, config: Any | None) -> tuple[Any, Write]:
+    """The configuration to build from, and what writes parameters into the model that is built."""
+    wrapped = wrapped_model(model)
+    if config is None and wrapped is not None:
+        return remembered_config(wrapped), lambda new, parameters: write_bridge(new, backend, parameters)
+    found = configuration_of(model, config)
+    return found, CONVERTERS[found.architectures[0]].restore
 
 
 def configuration_of(model: Any, config: Any | None) -> Any:
@@ -84,21 +98,24 @@ def _with_class(config: Any, usual: str | None) -> Any:
 
 def built(config: Any, parameters: Mapping[str, Tensor]) -> Any:
     """A model of the configured class with these parameters; embeddings are tied if they were and still agree."""
+    restore = CONVERTERS[config.architectures[0]].restore
+    return _written(config, lambda new: restore(new, parameters), next(iter(parameters.values())).dtype)
+
+
+def _written(config: Any, write: Callable[[Any], None], dtype: torch.dtype) -> Any:
     was_tied, config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False), False
-    model = _filled(config, parameters)
+    model = _filled(config, write, dtype)
     if was_tied and _ties_agree(model):
         config.tie_word_embeddings = True
-        model = _filled(config, parameters)
+        model = _filled(config, write, dtype)
     return model
 
 
-def _filled(config: Any, parameters: Mapping[str, Tensor]) -> Any:
+def _filled(config: Any, write: Callable[[Any], None], dtype: torch.dtype) -> Any:
     import transformers
 
-    converter: Converter = CONVERTERS[config.architectures[0]]
-    dtype = next(iter(parameters.values())).dtype
     model = unfilled(getattr(transformers, config.architectures[0]), copy.deepcopy(config), dtype=dtype)
-    converter.restore(model, parameters)
+    write(model)
     return model
 
 

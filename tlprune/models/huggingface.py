@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from tlprune.backends import backend_of
+from tlprune.models.bridge import bridge
 from tlprune.models.checkpoints import read_checkpoint
 from tlprune.models.converters import CONVERTERS
 from tlprune.models.converters.refusals import refuse_architecture
 from tlprune.models.shrunk_files import is_shrunk, made_whole
 from tlprune.models.tokenizers import set_tokenizer, tokenizer_in
+from tlprune.models.transformer_lens import has_hooked_transformer
 
 
 def from_huggingface(
@@ -27,7 +29,8 @@ def from_huggingface(
 ) -> Any:
     """A TransformerLens model with the same outputs as a Hugging Face model; no weight is folded or centred.
 
-    The hub is never asked. The given model is read, not changed: it may be on any device, in any dtype and mode.
+    The hub is never asked. The given model is read, not changed: it may be on any device, in any dtype and mode. On
+    TransformerLens 4, which has no HookedTransformer, the result is a TransformerBridge of a copy.
 
     Args:
         model: a transformers model, or a directory that ``save_pretrained`` wrote: of class GPT2LMHeadModel,
@@ -52,6 +55,10 @@ def from_huggingface(
         >>> bool((ours(tokens) - theirs(tokens).logits).abs().max() < 1e-5)
         True
     """
+    if not has_hooked_transformer():
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        source = model if isinstance(model, (str, Path)) else copy.deepcopy(model)
+        return bridge(source, device=device, dtype=dtype, tokenizer=tokenizer)
     if isinstance(model, (str, Path)):
         return _from_directory(Path(model), device=device, dtype=dtype or torch.float32, tokenizer=tokenizer)
     if not is_shrunk(model):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tlprune.models.bridge import TESTBED, bridge, bridge_by_name
+from tlprune.models.bridge import TESTBED, bridge_by_name
 from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
@@ -38,7 +37,7 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     """
     if not isinstance(model, (str, Path)):
         given = {base.__name__ for base in type(model).__mro__}
-        return _converted(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
+        return from_huggingface(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
     return _load(str(model), device, dtype)
 
 
@@ -47,15 +46,8 @@ def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
         return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
     directory = TESTBED if name == "testbed" else Path(name)
     if directory.is_dir():
-        return _converted(directory, device=device, dtype=dtype)
+        return from_huggingface(directory, device=device, dtype=dtype)
     return (_by_name if has_hooked_transformer() else bridge_by_name)(name, device=device, dtype=dtype)
-
-
-def _converted(model: Any, **options: Any) -> Any:
-    """From a directory, or a transformers model, which is left as it is: a bridge would wrap it."""
-    if has_hooked_transformer():
-        return from_huggingface(model, **options)
-    return bridge(model if isinstance(model, Path) else copy.deepcopy(model), **options)
 
 
 def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:

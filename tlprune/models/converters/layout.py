@@ -134,6 +134,11 @@ def write_weights(weights: Sequence[Weight], hf_model: Any, parameters: Mapping[
             _check_there(parameters, weight)
             theirs[weight.theirs].copy_(weight.write(parameters, sizes))
             homeless = {name: value for name, value in homeless.items() if name not in weight.ours}
+    refuse_homeless(hf_model, homeless)
+
+
+def refuse_homeless(hf_model: Any, homeless: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if parameters without a place in a Hugging Face model hold numbers."""
     lost = [name for name, value in homeless.items() if bool(value.any())]
     if lost:
         raise ValueError(
