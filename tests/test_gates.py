@@ -9,6 +9,12 @@ from tlprune.gates import Gate, HardConcrete, Heaviside, Sigmoid, StraightThroug
 from tlprune.pieces import PIECE, expected_count
 from tlprune.schedules import exponential
 
+
+def named(gates: list[Gate]) -> list[str]:
+    """Names that are the same in every process, unlike those of functions."""
+    return [f"{type(gate).__name__}-{place}" for place, gate in enumerate(gates)]
+
+
 GATES = [HardConcrete(), HardConcrete(temperature=0.3), HardConcrete(low=-0.3, high=1.5, temperature=1.0)]
 LOCATIONS = torch.tensor([-4.0, -1.5, -0.5, 0.0, 0.7, 2.0, 5.0])
 DRAWS = 40_000
@@ -87,7 +93,7 @@ CERTAIN = [Sigmoid(), Sigmoid(temperature=0.5), FALLING, FALLING.at(7), Heavisid
 EVERY = [*GATES, *RANDOM, *CERTAIN]
 
 
-@pytest.mark.parametrize("gate", EVERY, ids=str)
+@pytest.mark.parametrize("gate", EVERY, ids=named(EVERY))
 def test_every_gate_has_the_interface_and_values_between_0_and_1(gate: Gate) -> None:
     assert isinstance(gate, Gate)
     wide = torch.linspace(-60, 60, 4001)
@@ -99,7 +105,7 @@ def test_every_gate_has_the_interface_and_values_between_0_and_1(gate: Gate) -> 
     assert set(gate.harden(torch.tensor([-60.0, 60.0])).tolist()) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("gate", RANDOM, ids=str)
+@pytest.mark.parametrize("gate", RANDOM, ids=named(RANDOM))
 def test_a_straight_through_share_is_the_sigmoid_at_any_temperature(gate: StraightThrough) -> None:
     """Within four standard errors of a share, at most 0.5 / sqrt(n) each."""
     draws = gate.sample(LOCATIONS.expand(DRAWS, -1), torch.Generator().manual_seed(0))
@@ -108,7 +114,7 @@ def test_a_straight_through_share_is_the_sigmoid_at_any_temperature(gate: Straig
     assert (draws.mean(0) - gate.expected_kept(LOCATIONS)).abs().max() <= 4 * 0.5 / DRAWS**0.5
 
 
-@pytest.mark.parametrize("gate", RANDOM, ids=str)
+@pytest.mark.parametrize("gate", RANDOM, ids=named(RANDOM))
 def test_a_straight_through_gradient_is_that_of_the_relaxed_draw(gate: StraightThrough) -> None:
     location = LOCATIONS.clone().requires_grad_()
     draws = gate.sample(location, torch.Generator().manual_seed(3))
@@ -129,7 +135,7 @@ def test_straight_through_starts_at_45_percent_and_survives_extreme_noise() -> N
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("gate", CERTAIN, ids=str)
+@pytest.mark.parametrize("gate", CERTAIN, ids=named(CERTAIN))
 def test_gates_without_noise_repeat_and_leave_the_generator_alone(gate: Gate) -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
