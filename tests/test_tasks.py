@@ -311,3 +311,10 @@ def test_token_types_follow_their_prompts_and_count_in_the_fingerprint():
     assert chosen.token_types is not None and chosen.token_types.tolist() == [[0, 1], [0, 0]]
     assert chosen.ids.tolist() == [[6, 7], [2, 3]]
     assert len({task(None).fingerprint, task(types).fingerprint, task(1 - types).fingerprint}) == 3
+
+
+def test_a_task_is_shown_in_a_line(testbed: Any) -> None:
+    task = ioi(testbed, **SIZES)
+    assert repr(task) == "Task('ioi', main: 24 train, main: 12 validation, main: 16 test)"
+    assert re.fullmatch(r"Batch\(16 prompts of \d+ tokens\)", repr(task.test))
+    assert re.fullmatch(r"Tokens\(16 prompts of \d+ tokens\)", repr(task.test.clean))

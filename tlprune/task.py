@@ -37,6 +37,10 @@ class Tokens:
     attention_mask: Int[Tensor, "example pos"] | None = None
     token_types: Int[Tensor, "example pos"] | None = None
 
+    def __repr__(self) -> str:
+        examples, positions = self.ids.shape
+        return f"Tokens({examples:,} prompts of {positions} tokens)"
+
     def rows(self, index: Tensor) -> Tokens:
         """The prompts at ``index``, in that order."""
         return self._map(lambda value: value[index])
@@ -117,6 +121,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self):,} prompts of {self.clean.ids.shape[1]} tokens)"
 
     def rows(self, index: Tensor) -> Batch:
         """The examples at ``index`` (positions within this batch, not row numbers), in that order."""
@@ -226,6 +233,11 @@ class Task:
                         f"Task {self.name!r} needs at least one example in each split but {split} of stream "
                         f"{name!r} is empty. Ask for more examples."
                     )
+
+    def __repr__(self) -> str:
+        splits = ("train", "validation", "test")
+        counts = [f"{name}: {len(getattr(s, split)):,} {split}" for name, s in self.streams.items() for split in splits]
+        return f"Task({self.name!r}, {', '.join(counts)})"
 
     @property
     def discovery(self) -> Discovery:
