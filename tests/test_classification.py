@@ -221,6 +221,11 @@ def test_examples_under_other_names_are_refused(testbed: Any) -> None:
         classification(testbed, data, **FEW)
 
 
+def test_a_model_that_predicts_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="predicts tokens"):
+        task_of(tp.load("testbed"))
+
+
 def hans_rows(count: int = 60) -> Labelled:
     """Three kinds of pairs, of which the middle one is entailed."""
     data, kinds = sentences(count, pairs=True), ("cn", "le", "sn")

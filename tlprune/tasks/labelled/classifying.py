@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 
+from tlprune.backends import BACKENDS, backend_of
 from tlprune.learning.correlations import f1, matthews, pearson, spearman
 from tlprune.statistic import Statistic
 from tlprune.task import MAIN, Batch, Metric, Stream, Task, Tokenisation
@@ -82,6 +83,7 @@ def classification(  # noqa: PLR0913
         >>> [tokenizer.decode(ids, skip_special_tokens=True) for ids in (batch.clean.ids[0], batch.corrupt.ids[0])]
         ['John is kind', 'John is brave']
     """
+    _check_model(model)
     examples = _examples(data, source, train, test)
     known = divided(
         examples["train"],
@@ -102,6 +104,16 @@ def classification(  # noqa: PLR0913
         "seed": seed,
     }
     return _task(tokenizer_of(model), known, meaning, options)
+
+
+def _check_model(model: Any) -> None:
+    """A tokenizer will do, but a model must be one that classifies."""
+    is_model = any(base.__name__ in BACKENDS for base in type(model).__mro__)
+    if is_model and backend_of(model).predicts == "tokens":
+        raise ValueError(
+            "A classification task needs a model that gives a class or a number per prompt, but this "
+            f"{type(model).__name__} predicts tokens. Load a classifier, such as one that tlprune finetune wrote."
+        )
 
 
 def _examples(data: str | DataSet | Mapping[str, Labelled], source: Any, train: str, test: str) -> dict[str, Labelled]:
