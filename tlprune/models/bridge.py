@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from tlprune.models.bridge_encoder import KNOWN, adapted
-from tlprune.models.checkpoints import PREFIX, read_checkpoint, stock_name, usual_class
+from tlprune.models.checkpoints import PREFIX, named_class, read_checkpoint, read_weights, stock_name
 from tlprune.models.converters.encoders import ENCODERS
 from tlprune.models.shrunk_files import is_shrunk, whole_of
 from tlprune.models.tokenizers import copied, tokenizer_in
@@ -106,38 +105,15 @@ def _no_bridge(name: str, error: ValueError | AssertionError) -> ValueError:
 
 def _read(path: Path, dtype: torch.dtype) -> Any:
     import transformers
-    from transformers.utils import logging
 
-    if _architecture(path).startswith(PREFIX):
-        return whole_of(read_checkpoint(path, dtype))
-    architecture, shown = _architecture(path), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return getattr(transformers, architecture).from_pretrained(path, dtype=dtype, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _architecture(path: Path) -> str:
-    import transformers
-
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except OSError:
-        raise ValueError(
-            f"{path} has no config.json that can be read. Give a directory that save_pretrained() wrote."
-        ) from None
-    except ValueError:
-        raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    named = (config.get("architectures") or [usual_class(config.get("model_type"))])[0]
+    named, _ = named_class(path)
     if not hasattr(transformers, stock_name(named)):
         raise ValueError(
             f"{named} is no class of transformers, but {path} is of it. Load it yourself and pass the model."
         )
-    return named
+    if named.startswith(PREFIX):
+        return whole_of(read_checkpoint(path, dtype))
+    return read_weights(getattr(transformers, named), path, dtype)
 
 
 def _device() -> str:

@@ -27,9 +27,17 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> Any:
     name = _architecture(path)
     stock = getattr(transformers, stock_name(name))
     CONVERTERS[stock.__name__].check(stock.config_class.from_pretrained(path))
+    return read_weights(_shrunk(stock.__name__) if name.startswith(PREFIX) else stock, path, dtype)
+
+
+def read_weights(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    """A transformers model of a class, from a directory.
+
+    Raises:
+        ValueError: its weights cannot be read.
+    """
     try:
-        with quiet():
-            kind = _shrunk(stock.__name__) if name.startswith(PREFIX) else stock
+        with _quiet():
             return kind.from_pretrained(path, dtype=dtype, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{path} has no weights that can be read ({error}). Save the model there again.") from None
@@ -61,7 +69,7 @@ def unfilled(kind: Any, *arguments: Any, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """No progress bar for the few seconds that reading weights takes; the user's setting comes back."""
     from transformers.utils import logging
 
@@ -76,6 +84,17 @@ def quiet() -> Iterator[None]:
 
 def _architecture(path: Path) -> str:
     """The class that a checkpoint is of, refused here if there is no converter for it."""
+    architecture, config = named_class(path)
+    refuse_architecture(stock_name(architecture), config, CONVERTERS)
+    return architecture
+
+
+def named_class(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """The class that a checkpoint says it is of, and the rest of its configuration.
+
+    Raises:
+        ValueError: there is no ``config.json``, or it is not JSON.
+    """
     try:
         config: Mapping[str, Any] = json.loads((path / "config.json").read_text())
     except OSError:
@@ -84,12 +103,10 @@ def _architecture(path: Path) -> str:
         ) from None
     except ValueError:
         raise ValueError(f"{path}/config.json is not JSON. Save the model again with save_pretrained().") from None
-    architecture = (config.get("architectures") or [usual_class(config.get("model_type"))])[0]
-    refuse_architecture(stock_name(architecture), config, CONVERTERS)
-    return architecture
+    return (config.get("architectures") or [_usual_class(config.get("model_type"))])[0], config
 
 
-def usual_class(model_type: str | None) -> str:
+def _usual_class(model_type: str | None) -> str:
     """The class of a checkpoint whose configuration names none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
