@@ -1,10 +1,11 @@
-"""What a run under edge masks has beside them."""
+"""What a run under edge masks has beside them, and must have whatever the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from tlprune.backends.activations import Edits
@@ -25,3 +26,12 @@ class Beside:
     outputs: Sequence[Tensor] | None = None
     scales: Mapping[int, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] | None = None
+
+
+def check_gradients(trained: bool) -> None:
+    """Raise if masks are trained but somebody switched gradients off within the run."""
+    if trained and not torch.is_grad_enabled():
+        raise RuntimeError(
+            "Gradients were switched off within a masked run (reentrant activation checkpointing around a block?), "
+            "so those of the masks would be wrong. Turn checkpointing off: readers are recomputed already."
+        )

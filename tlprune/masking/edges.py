@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations, Backend, Projection
 from tlprune.graph import Graph, Readers
-from tlprune.masking.beside import Beside
+from tlprune.masking.beside import Beside, check_gradients
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
 from tlprune.masking.post_norm_edges import PostNormCall
 from tlprune.masking.workspace import Pool, Workspace
@@ -122,7 +122,7 @@ class EdgeCall:
         self._write_stream(index, value, replaced)
 
     def heads(self, layer: int, z: Tensor) -> None:
-        self._check_gradients()
+        check_gradients(self.trained)
         first = self._slot(layer)
         weight, replaced = self.backend.output_weight(layer), self.replaced.outgoing[layer]
         other = None if self.beside.outputs is None else self.beside.outputs[layer]
@@ -137,16 +137,9 @@ class EdgeCall:
         return self.graph.attention_writers(layer) + self.always
 
     def _write_stream(self, slot: int, value: Tensor, replaced: Tensor) -> None:
-        self._check_gradients()
+        check_gradients(self.trained)
         self.token = WriteStream.apply(self.token, value, replaced, self.workspace, slot)
         self.writes += 1
-
-    def _check_gradients(self) -> None:
-        if self.trained and not torch.is_grad_enabled():
-            raise RuntimeError(
-                "Gradients were switched off within a masked run (reentrant activation checkpointing around a block?), "
-                "so those of the masks would be wrong. Turn checkpointing off: readers are recomputed already."
-            )
 
     # ---- readers
 
@@ -187,7 +180,7 @@ class EdgeCall:
         return ReadStream.apply(self.token, mask, base, self.workspace)
 
     def _next(self, kind: str, layer: int) -> tuple[Readers, Tensor]:
-        self._check_gradients()
+        check_gradients(self.trained)
         readers = self.graph.readers[self.reads]
         if (readers.kind, readers.layer) != (kind, layer):
             raise RuntimeError(f"The model asked for {kind} of layer {layer} where {readers.names[0]} was due.")

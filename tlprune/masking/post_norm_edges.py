@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from tlprune.backends.activations import Activations, Backend, Projection
 from tlprune.backends.post_norms import LayerNorm, PostNormBackend, PostNorms
 from tlprune.graph import Graph, Readers
-from tlprune.masking.beside import Beside
+from tlprune.masking.beside import Beside, check_gradients
 from tlprune.masking.exchange import lead_axes, without_ones
 
 Streams = Float[Tensor, "reader example pos d_model"]
@@ -109,14 +109,14 @@ class PostNormCall:
     # ---- writers
 
     def embedding(self, index: int, value: Tensor) -> None:
-        self._check_gradients()
+        check_gradients(self.trained)
         if self.graph.convention.embeddings == "kept":
             self.input = Written(value[None][:0], value.to(self.exact))
         else:
             self.input = self._written(value, self.replaced.embeddings[index])
 
     def heads(self, layer: int, z: Tensor) -> None:
-        self._check_gradients()
+        check_gradients(self.trained)
         weight, norms = self.backend.output_weight(layer), self.backend.post_norms(layer)
         other = weight if self.beside.outputs is None else self.beside.outputs[layer]
         replaced = self.replaced.heads[layer]
@@ -130,7 +130,7 @@ class PostNormCall:
         self.layers.append(Layer(_lent(norms), self._scales(layer), heads))
 
     def mlp(self, layer: int, output: Tensor) -> None:
-        self._check_gradients()
+        check_gradients(self.trained)
         mlp = self._written(output, self.replaced.mlps[layer])
         self.layers[layer] = replace(self.layers[layer], mlp=mlp)
 
@@ -141,13 +141,6 @@ class PostNormCall:
         """What the layer's two norms divide by, where that is fixed."""
         second = self.beside.edits.get(("mlp_norm", layer))
         return self.beside.scales.get(layer), None if second is None else second(self.mask)
-
-    def _check_gradients(self) -> None:
-        if self.trained and not torch.is_grad_enabled():
-            raise RuntimeError(
-                "Gradients were switched off within a masked run (reentrant activation checkpointing around a block?), "
-                "so those of the masks would be wrong. Turn checkpointing off: readers are recomputed already."
-            )
 
     # ---- readers
 
@@ -196,7 +189,7 @@ class PostNormCall:
             self.beside.seen.update(zip(readers.names, streams.detach().to(self.backend.dtype), strict=True))
 
     def _next(self, kind: str, layer: int) -> Readers:
-        self._check_gradients()
+        check_gradients(self.trained)
         readers = self.graph.readers[self.reads]
         if (readers.kind, readers.layer) != (kind, layer):
             raise RuntimeError(f"The model asked for {kind} of layer {layer} where {readers.names[0]} was due.")
