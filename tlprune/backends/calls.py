@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from tlprune.backends.activations import Edits, Point, Steering
+from tlprune.graph import Convention
+from tlprune.task import Tokens
 
 Hook = Callable[[Tensor], Tensor | None]
 # A place, what happens there, and whether it happens before what others do there.
@@ -43,6 +46,38 @@ def frozen(model: Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+class Runs(ABC):
+    """Plain, edited and steered runs of a model, for a backend that says how it is hooked and how it is called."""
+
+    @abstractmethod
+    def edited(self, edits: Edits, positions: Tensor | None = None) -> AbstractContextManager[set[Point]]: ...
+
+    @abstractmethod
+    def steered(
+        self, steering: Steering, convention: Convention, edits: Edits, positions: Tensor | None = None
+    ) -> AbstractContextManager[set[Point]]: ...
+
+    @abstractmethod
+    def _forward(self, tokens: Tokens) -> Tensor: ...
+
+    def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
+        return self.run(tokens, {}, positions)
+
+    def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
+        with self.edited(edits, positions) as met:
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
+
+    def steer(
+        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
+    ) -> Tensor:
+        with self.steered(steering, convention, edits, positions) as met:
+            logits = self._forward(tokens)
+        check_met(edits, met)
+        return logits
 
 
 class AttentionReads:

@@ -22,9 +22,9 @@ from tlprune.backends.activations import (
 from tlprune.backends.calls import (
     AttentionReads,
     Hook,
+    Runs,
     WeightCall,
     Writes,
-    check_met,
     edit_at,
     frozen,
     hooked,
@@ -54,7 +54,7 @@ UNUSED = (
 )
 
 
-class HookedEncoderBackend:
+class HookedEncoderBackend(Runs):
     """Reads and steers a HookedEncoder through its HookPoints, for the length of one call.
 
     A plain HookedEncoder predicts masked words, ``predicts="tokens"``; one with a head says itself what it predicts.
@@ -119,15 +119,6 @@ class HookedEncoderBackend:
             run()
         return {point: seen[name] for point, name in names.items()}
 
-    def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
-        return self.run(tokens, {}, positions)
-
-    def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
-        with self.edited(edits, positions) as met:
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
-
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
         met: set[Point] = set()
@@ -164,14 +155,6 @@ class HookedEncoderBackend:
         return logits if self.predicts == "tokens" else logits[:, None]
 
     # ---- steered runs
-
-    def steer(
-        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
-    ) -> Tensor:
-        with self.steered(steering, convention, edits, positions) as met:
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
 
     @contextmanager
     def steered(

@@ -23,9 +23,9 @@ from tlprune.backends.activations import (
 from tlprune.backends.calls import (
     AttentionReads,
     Hook,
+    Runs,
     WeightCall,
     Writes,
-    check_met,
     edit_at,
     frozen,
     hooked,
@@ -46,7 +46,7 @@ UNUSED_STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_a
 UNUSED_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 
 
-class HookedTransformerBackend:
+class HookedTransformerBackend(Runs):
     """Reads and steers a HookedTransformer through its HookPoints, for the length of one call.
 
     Args:
@@ -119,15 +119,6 @@ class HookedTransformerBackend:
             self._forward(tokens)
         return {point: seen[name] for point, name in zip(points, names, strict=True)}
 
-    def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
-        return self.run(tokens, {}, positions)
-
-    def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
-        with self.edited(edits, positions) as met:
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
-
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
         met: set[Point] = set()
@@ -183,14 +174,6 @@ class HookedTransformerBackend:
         return [self._point(("attention_post_norm", layer)) for layer in layers]
 
     # ---- steered runs
-
-    def steer(
-        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
-    ) -> Tensor:
-        with self.steered(steering, convention, edits, positions) as met:
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
 
     @contextmanager
     def steered(

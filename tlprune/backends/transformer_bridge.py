@@ -26,9 +26,9 @@ from tlprune.backends.bridge_weights import Places
 from tlprune.backends.calls import (
     AttentionReads,
     Hook,
+    Runs,
     WeightCall,
     Writes,
-    check_met,
     edit_at,
     frozen,
     hooked,
@@ -49,7 +49,7 @@ UNUSED += ("attn.hook_hidden_states",)
 UNUSED_PARTS = ("attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in", "attn.o.hook_out", "attn.hook_result")
 
 
-class TransformerBridgeBackend:
+class TransformerBridgeBackend(Runs):
     """Reads and steers a TransformerBridge through its HookPoints, for the length of one call.
 
     Everything is in TransformerLens' names and layouts, so sites, circuits and fingerprints are those of the
@@ -136,15 +136,6 @@ class TransformerBridgeBackend:
         kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
         return [(kind, layer) for layer in self._layers for kind in kinds] + [("final_norm", 0)]
 
-    def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
-        return self.run(tokens, {}, positions)
-
-    def run(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
-        with self.edited(edits, positions) as met:
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
-
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
         met: set[Point] = set()
@@ -203,14 +194,6 @@ class TransformerBridgeBackend:
         return [*self._embedding_points(), *points, *dict.fromkeys(self._streams() if wanted.streams else [])]
 
     # ---- steered runs
-
-    def steer(
-        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor | None, edits: Edits
-    ) -> Tensor:
-        with self.steered(steering, convention, edits, positions) as met:
-            logits = self._forward(tokens)
-        check_met(edits, met)
-        return logits
 
     @contextmanager
     def steered(
