@@ -27,16 +27,19 @@ class Row:
     """How the contract calls one method.
 
     Attributes:
-        exact: from a number of edges, the quickest settings that still find what was planted.
+        exact: from a number of edges, the quickest settings that still find what was planted; ``None`` where nothing
+            of the kind is promised.
         quick: the quickest settings of any kind, with 20 edges; the circuit need not be good.
         random: whether another seed gives another circuit.
+        sees: whether the model and its ablation make a difference.
         bad: options that the method refuses when it is built, and what it says of each.
         records: how many records the quick settings write to the metrics file.
     """
 
-    exact: Callable[[int], Any]
+    exact: Callable[[int], Any] | None
     quick: Any
     random: bool
+    sees: bool = True
     bad: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
     records: int = 0
 
@@ -54,6 +57,13 @@ ROWS = {
             "no examples": ({"batch_size": 0}, "batch_size must be at least 1"),
         },
         records=6,
+    ),
+    "random": Row(
+        exact=None,
+        quick=tp.Random(edges=20),
+        random=True,
+        sees=False,
+        bad={"percent": ({"sparsity": 95}, "give 0.95")},
     ),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -84,7 +94,8 @@ def shared_model() -> Any:
 
 @cache
 def quick_circuit(name: str, ablation: str = "resample", seed: int = 0) -> tp.Circuit:
-    method, task = dataclasses.replace(ROWS[name].quick, seed=seed), tp.sealed(random_task())
+    method, task = ROWS[name].quick, tp.sealed(random_task())
+    method = dataclasses.replace(method, seed=seed) if seed else method
     return method.find(shared_model(), task, ablation=ablation_called(ablation))
 
 
@@ -114,8 +125,10 @@ def test_a_method_is_a_frozen_dataclass_that_needs_no_settings(name: str) -> Non
 @each_method
 def test_what_was_planted_is_found_exactly_at_its_size(name: str, planted: str) -> None:
     """All true edges rank above all others, which is what an average precision of 1 says."""
-    one = built(planted)
-    method = ROWS[name].exact(len(one.circuit))
+    one, exact = built(planted), ROWS[name].exact
+    if exact is None:
+        pytest.skip(f"{name} promises to find nothing exactly")
+    method = exact(len(one.circuit))
     found = method.find(one.model, tp.sealed(one.task))
     assert found.edges == one.circuit.edges
     if hasattr(method, "score"):
@@ -137,7 +150,10 @@ def test_a_seed_repeats_a_circuit_and_another_differs_where_chance_has_a_part(na
     again = ROWS[name].quick.find(shared_model(), random_task())
     assert again == first
     assert again.provenance == first.provenance
-    assert (quick_circuit(name, seed=1) != first) == ROWS[name].random
+    if ROWS[name].random:
+        assert quick_circuit(name, seed=1) != first
+    else:
+        assert not hasattr(ROWS[name].quick, "seed"), "a seed that changes nothing is no field"
 
 
 # ---- what it sees and leaves
@@ -165,6 +181,8 @@ def test_the_model_is_left_untouched(name: str) -> None:
 
 @each_method
 def test_a_failure_half_way_leaves_the_model_untouched(name: str) -> None:
+    if not ROWS[name].sees:
+        pytest.skip(f"{name} runs no model")
     model, runs, last = grouped(torch.float32), [], []
 
     def fail(value: Any, hook: Any) -> None:
@@ -208,7 +226,7 @@ def test_provenance_is_plain_and_whole(name: str) -> None:
     assert known["task"] == task.discovery.provenance
     assert known["model"]["name"] == "llama" and known["model"]["processing"]["dtype"] == "float64"
     assert known["convention"] == dataclasses.asdict(found.graph.convention)
-    assert known["seed"] == 0
+    assert known["seed"] == getattr(METHODS[name](), "seed", None)
     assert {*known["versions"]} == {"tlprune", "torch", "transformer-lens"}
 
 
@@ -242,7 +260,8 @@ def test_every_ablation_serves_on_a_grouped_query_model_in_float64(name: str, ab
 def test_ablations_are_used_and_not_only_recorded(name: str) -> None:
     """At least three of the four make a difference, so no two of the kinds are one."""
     circuits = [quick_circuit(name, ablation) for ablation in ABLATIONS]
-    assert len({tuple(one.edges) for one in circuits}) > 2
+    different = len({tuple(one.edges) for one in circuits})
+    assert different > 2 if ROWS[name].sees else different == 1
 
 
 @each_method
@@ -250,7 +269,8 @@ def test_the_metrics_file_and_the_progress_bar_change_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    found = ROWS[name].quick.find(shared_model(), random_task(), metrics=path, progress=True)
+    options = {"metrics": path} if ROWS[name].records else {}
+    found = ROWS[name].quick.find(shared_model(), random_task(), progress=True, **options)
     assert found == quick_circuit(name)
     assert capsys.readouterr().out == ""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -271,7 +291,7 @@ def test_sizes_outside_the_graph_are_refused_before_the_model_runs(name: str, ed
     one = tp.planted("copy")
     one.model.hook_dict["hook_embed"].add_hook(lambda value, hook: 1 // 0)
     with pytest.raises(ValueError, match=message):
-        ROWS[name].exact(edges).find(one.model, one.task)
+        dataclasses.replace(ROWS[name].quick, edges=edges).find(one.model, one.task)
 
 
 @each_method

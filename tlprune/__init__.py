@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
+    from tlprune.methods.random import Random as Random
     from tlprune.models.bridge import bridge as bridge
     from tlprune.models.export import to_huggingface as to_huggingface
     from tlprune.models.huggingface import from_huggingface as from_huggingface
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
     from tlprune.sealing import sealed as sealed
+    from tlprune.selection import Selection as Selection
+    from tlprune.selection import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -118,6 +121,7 @@ _HOMES = {
     "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
+    "Random": "methods.random",
     "bridge": "models.bridge",
     "to_huggingface": "models.export",
     "from_huggingface": "models.huggingface",
@@ -127,6 +131,8 @@ _HOMES = {
     "load_shrunk": "models.shrunk_files",
     "connected_random": "random_circuits",
     "Scores": "scores",
+    "Selection": "selection",
+    "Top": "selection",
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",

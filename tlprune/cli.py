@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import json
 import re
@@ -25,7 +26,7 @@ class Run:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
         task: ioi, gendered-pronoun, greater-than, induction, planted, a file of prompts that ends in .jsonl, or for
             models that classify sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws, paws-qqp.
-        method: edge-pruning.
+        method: edge-pruning, random.
         out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
@@ -116,7 +117,8 @@ def discover(run: Run, method: Any) -> None:
     with _output_directory(run) as out:
         model = load(run.model, device=run.device)
         task = build(model, seed=run.task_seed)
-        found = method.find(model, sealed(task), metrics=out / "metrics.jsonl", progress=sys.stderr.isatty())
+        records = {"metrics": out / "metrics.jsonl"} if "metrics" in inspect.signature(method.find).parameters else {}
+        found = method.find(model, sealed(task), progress=sys.stderr.isatty(), **records)
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
     circuit = found.like(found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
@@ -124,7 +126,7 @@ def discover(run: Run, method: Any) -> None:
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
     draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
-    print(f"wrote {', '.join(FILES)} to {out}/")
+    print(f"wrote {', '.join(name for name in FILES if (out / name).exists())} to {out}/")
     print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tlprune.methods.edge_pruning import EdgePruning
+from tlprune.methods.random import Random
 
 METHODS = {
     "edge-pruning": EdgePruning,
+    "random": Random,
 }

@@ -1,0 +1,55 @@
+"""Random scores and random connected circuits: what every method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tlprune.masking.ablation import Ablation
+from tlprune.methods.scoring import EdgeScoring
+from tlprune.random_circuits import connected_random
+from tlprune.sites import Sites
+from tlprune.task import Discovery
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(EdgeScoring):
+    """Edges by chance alone; the model and the examples are not looked at.
+
+    Attributes:
+        sparsity: fraction of the edges to remove, in (0, 1).
+        edges: how many to keep; instead of ``sparsity``.
+        selection: which circuit of this size is taken.
+        embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
+        kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        shape: ``"connected"``: edges of a random connected circuit of the size come first, in random order, and then
+            all others (:func:`~tlprune.connected_random`); ``"free"``: all edges in random order, of which few of a
+            small circuit lie on any path.
+        seed: of the choices.
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("copy")
+        >>> Random(edges=20).find(planted.model, planted.task).n_effective
+        20
+    """
+
+    shape: Literal["connected", "free"] = "connected"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in ("connected", "free"):
+            raise ValueError(f"shape must be 'connected' or 'free' but is {self.shape!r}. Choose one of these.")
+
+    def values(
+        self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> Float[Tensor, "site"]:
+        order = torch.rand(len(sites), generator=torch.Generator().manual_seed(self.seed))
+        if self.shape == "free":
+            return order
+        return order + connected_random(sites.graph, self.count(sites), seed=self.seed).kept
