@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Module
 
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
@@ -264,6 +265,10 @@ class Backend(Protocol):
 
     def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """From what heads send to the residual stream: ``W_O``, times the gain of a norm behind attention."""
+        ...
+
+    def head_points(self) -> list[Module]:
+        """For each layer the module whose input is the output of its heads, ``(example, pos, ...)``."""
         ...
 
     def constants(self) -> list[Float[Tensor, "d_model"]]:

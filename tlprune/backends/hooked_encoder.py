@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from tlprune.backends.activations import (
     FOR_EDGES,
@@ -126,6 +127,10 @@ class HookedEncoderBackend(Runs):
         hooks.append((self._last_point(), lambda stream: self._chosen(stream, positions), False))
         with hooked(self.model.hook_dict, hooks), frozen(self.model):
             yield met
+
+    def head_points(self) -> list[Module]:
+        layers = range(self.architecture.n_layers)
+        return [self.model.hook_dict[self._point(("heads", layer))] for layer in layers]
 
     def _point(self, point: Point) -> str:
         """The hook at which an activation is edited."""

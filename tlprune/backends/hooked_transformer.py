@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from tlprune.backends.activations import (
     FOR_EDGES,
@@ -128,6 +129,10 @@ class HookedTransformerBackend(Runs):
         hooks.append((self._last_point(), lambda stream: select(stream, positions), False))
         with hooked(self.model.hook_dict, hooks), frozen(self.model):
             yield met
+
+    def head_points(self) -> list[Module]:
+        layers = range(self.architecture.n_layers)
+        return [self.model.hook_dict[self._point(("heads", layer))] for layer in layers]
 
     def _point(self, point: Point) -> str:
         """The hook at which an activation is edited."""

@@ -155,6 +155,10 @@ class TransformerBridgeBackend(Runs):
         names = {"mlp": f"blocks.{layer}.{self.mlp_output}", "neurons": f"blocks.{layer}.mlp.out.hook_in"}
         return [(name or names[kind], edit, False)]
 
+    def head_points(self) -> list[nn.Module]:
+        layers = range(self.architecture.n_layers)
+        return [self.model.hook_dict[f"blocks.{layer}.attn.o.hook_in"] for layer in layers]
+
     def _forward(self, tokens: Tokens) -> Tensor:
         return self.model(tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
 
