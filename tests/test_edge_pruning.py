@@ -118,6 +118,15 @@ def test_find_is_the_recipe_put_together() -> None:
     assert method.find(one.model, one.task) == ranked("copy", 1).circuit(edges=len(one.circuit))
 
 
+def test_scores_are_where_the_gates_of_the_same_training_end() -> None:
+    model, task = fresh("lnpre", torch.float32), task_of(*(random_batch(4, seed=seed) for seed in (1, 2, 3)))
+    method = EdgePruning(edges=9, steps=5)
+    scores, found = method.score(model, task), method.find(model, task)
+    assert scores.top(9) == found
+    assert scores.provenance == found.provenance
+    assert scores.values.unique().numel() > 9
+
+
 def task_of(train: Batch, validation: Batch, test: Any) -> Task:
     return Task("random", {"main": Stream(train, validation, test)}, Tokenisation(prepend_bos=True))
 

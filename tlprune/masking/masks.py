@@ -59,9 +59,9 @@ class Masks(nn.Module):
         """Expected fraction of sites that are kept."""
         return float(self.expected_kept.detach()) / len(self.log_alpha)
 
-    def scores(self) -> Scores:
-        """The sites ranked by how likely they are kept."""
-        return Scores(self.sites, self.log_alpha.detach().cpu().clone())
+    def scores(self, provenance: Mapping[str, Any] | None = None) -> Scores:
+        """The sites ranked by how likely they are kept; their score is ``log_alpha``."""
+        return Scores(self.sites, self.log_alpha.detach().cpu().clone(), provenance or {})
 
     def circuit(
         self,

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from tlprune.backends import backend_of
-from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
-from tlprune.graph import Graph
 from tlprune.learning.budgets import Lagrangian
-from tlprune.learning.fit import fit
 from tlprune.learning.objectives import KL
 from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation
-from tlprune.masking.masked import Masked
-from tlprune.masking.masks import Masks, kept_at
+from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges as edge_sites
-from tlprune.methods.ablations import ablation_for
-from tlprune.methods.provenance import provenance_of
+from tlprune.methods.mask_training import MaskTraining
+from tlprune.methods.scoring import check_sparsity, size
 from tlprune.schedules import Schedule, join, linear, logarithmic
-from tlprune.scores import check_count
 from tlprune.sites import Sites
-from tlprune.task import Discovery, Task
+from tlprune.task import Discovery
 
 
 @dataclass(frozen=True)
-class EdgePruning:
+class EdgePruning(MaskTraining):
     """Find the edges that a behaviour needs.
 
     Every edge has a hard concrete gate. Training lowers ``KL(full || masked)`` at the answer positions under a
@@ -70,64 +63,33 @@ class EdgePruning:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(RECIPES)} but is {self.recipe!r}. Choose one of these.")
-        if self.edges is None and not 0 < self.sparsity < 1:
-            raise ValueError(f"Sparsity must lie between 0 and 1 but is {self.sparsity}. For 95% removed give 0.95.")
+        check_sparsity(self.sparsity, self.edges)
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 but is {value}. Leave it out for the recipe's own.")
 
-    def find(
-        self,
-        model: Any,
-        task: Task | Discovery,
-        *,
-        ablation: Ablation | None = None,
-        metrics: str | Path | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = False,
-    ) -> Circuit:
-        """Train the gates and return the hard circuit.
+    def sites(self, model: Any) -> Sites:
+        return edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
 
-        Args:
-            model: a TransformerLens model; left as it was.
-            task: prompt pairs; only train and validation examples are used.
-            ablation: what replaces an ablated edge; by default :class:`~tlprune.Resample`. ``Mean()`` without reference
-                prompts goes over the training prompts, corrupted.
-            metrics: a file for one JSON record per step.
-            checkpoint: a file for the state of training, from which a run that was stopped goes on.
-            progress: whether to show a progress bar.
-        """
-        discovery = task.discovery if isinstance(task, Task) else task
-        recipe, ablation = RECIPES[self.recipe], ablation_for(discovery, ablation)
-        sites = edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
-        count, steps = self.count(sites.graph), self.steps or recipe.steps
-        provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
-        masks = Masks(sites, HardConcrete(initial=recipe.initial)).to(backend_of(model).device)
-        masked = Masked(model, masks, ablation)
-        fit(
-            masked,
-            discovery,
-            KL(),
-            recipe.budget(count, sites.graph.n_edges, steps),
-            steps=steps,
-            batch_size=self.batch_size,
-            optimiser=recipe.optimiser(steps),
-            validate_every=self.validate_every,
-            keep={"edges": count},
-            seed=self.seed,
-            metrics=metrics,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-        return masks.circuit(edges=count, provenance=provenance)
+    def keep(self, sites: Sites) -> dict[str, int]:
+        return {"edges": size(self.edges, self.sparsity, sites)}
 
-    def count(self, graph: Graph) -> int:
-        """How many edges are to be kept."""
-        if self.edges is None:
-            return kept_at(self.sparsity, graph.n_edges)
-        check_count(self.edges, Sites((graph,)))
-        return self.edges
+    def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
+        return Masks(sites, HardConcrete(initial=RECIPES[self.recipe].initial))
+
+    def plan(self, masks: Masks) -> dict[str, Any]:
+        recipe = RECIPES[self.recipe]
+        steps, count = self.steps or recipe.steps, self.keep(masks.sites)["edges"]
+        return {
+            "objective": KL(),
+            "budget": recipe.budget(count, len(masks.sites), steps),
+            "steps": steps,
+            "batch_size": self.batch_size,
+            "optimiser": recipe.optimiser(steps),
+            "validate_every": self.validate_every,
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)

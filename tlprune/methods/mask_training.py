@@ -1,0 +1,105 @@
+"""What methods share that train masks: one run, of which a circuit and scores are two readings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tlprune.backends import backend_of
+from tlprune.circuit import Circuit
+from tlprune.learning.fit import fit
+from tlprune.masking.ablation import Ablation
+from tlprune.masking.masked import Masked
+from tlprune.masking.masks import Masks
+from tlprune.methods.ablations import ablation_for
+from tlprune.methods.provenance import provenance_of
+from tlprune.scores import Scores
+from tlprune.sites import Sites
+from tlprune.task import Discovery, Task
+
+MORE_LIKELY_KEPT = 0.5  # soft mask values above it have log_alpha above 0
+
+
+class MaskTraining(ABC):
+    """A method that trains masks. A subclass gives :meth:`sites`, :meth:`keep`, :meth:`masks` and :meth:`plan`."""
+
+    @abstractmethod
+    def sites(self, model: Any) -> Sites:
+        """Where the masks go."""
+
+    @abstractmethod
+    def keep(self, sites: Sites) -> Mapping[str, int]:
+        """How many sites of each kind the circuit keeps; of no kind where the gates decide.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+
+    @abstractmethod
+    def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
+        """The masks before the first step."""
+
+    @abstractmethod
+    def plan(self, masks: Masks) -> Mapping[str, Any]:
+        """What :func:`~tlprune.fit` is told: objective, budget, steps, batch size, optimiser, seed."""
+
+    def find(
+        self,
+        model: Any,
+        task: Task | Discovery,
+        *,
+        ablation: Ablation | None = None,
+        metrics: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = False,
+    ) -> Circuit:
+        """Train the gates and return the hard circuit.
+
+        Args:
+            model: a TransformerLens model; left as it was.
+            task: prompt pairs; only train and validation examples are used.
+            ablation: what replaces an ablated site; by default :class:`~tlprune.Resample`. ``Mean()`` without reference
+                prompts goes over the training prompts, corrupted. The parameters of a :class:`~tlprune.Constant` are
+                trained in place, with the masks.
+            metrics: a file for one JSON record per step.
+            checkpoint: a file for the state of training, from which a run that was stopped goes on.
+            progress: whether to show a progress bar.
+        """
+        files = {"metrics": metrics, "checkpoint": checkpoint}
+        masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
+        keep = self.keep(masks.sites)
+        if keep:
+            return masks.circuit(**keep, provenance=provenance)
+        return masks.circuit(threshold=MORE_LIKELY_KEPT, provenance=provenance)
+
+    def score(
+        self,
+        model: Any,
+        task: Task | Discovery,
+        *,
+        ablation: Ablation | None = None,
+        metrics: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = False,
+    ) -> Scores:
+        """Train the gates and return where each ends: its ``log_alpha``, higher where it is more likely kept.
+
+        The arguments are those of :meth:`find`, which does the same training.
+        """
+        files = {"metrics": metrics, "checkpoint": checkpoint}
+        masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
+        return masks.scores(provenance)
+
+    def _trained(
+        self, model: Any, task: Task | Discovery, ablation: Ablation | None, *, progress: bool, **files: Any
+    ) -> tuple[Masks, dict[str, Any]]:
+        discovery = task.discovery if isinstance(task, Task) else task
+        sites, ablation = self.sites(model), ablation_for(discovery, ablation)
+        keep = self.keep(sites)
+        provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
+        masks = self.masks(model, discovery, sites, ablation, progress=progress).to(backend_of(model).device)
+        masked = Masked(model, masks, ablation)
+        fit(masked, discovery, **self.plan(masks), keep=keep or None, progress=progress, **files)
+        return masks, provenance
