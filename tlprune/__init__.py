@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tlprune import schedules as schedules
     from tlprune import tasks as tasks
     from tlprune.circuit import Circuit as Circuit
+    from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
     from tlprune.evaluation.baselines import Evaluation as Evaluation
     from tlprune.evaluation.baselines import evaluate as evaluate
@@ -78,6 +79,7 @@ _HOMES = {
     "schedules": "schedules",
     "tasks": "tasks",
     "Circuit": "circuit",
+    "convert": "conventions",
     "draw": "drawing",
     "Evaluation": "evaluation.baselines",
     "evaluate": "evaluation.baselines",

@@ -1,0 +1,162 @@
+"""From one counting convention to another: the same circuit or scores, on the edges that the other one counts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Literal, TypeVar, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tlprune.circuit import Circuit
+from tlprune.graph import Convention, Graph, Readers
+from tlprune.scores import Scores
+from tlprune.sites import Group, Sites, Spanned
+
+Found = TypeVar("Found", Circuit, Scores)
+Reduce = Literal["mean", "sum", "max", "min"]
+ALWAYS = -1  # the place of an edge from an embedding that is always there and not counted
+
+
+def convert(found: Found, convention: Convention, *, reduce: Reduce | None = None) -> Found:
+    """A circuit or scores under another convention, on the same model.
+
+    Where the other convention tells more edges apart, each gets a copy of the value: an edge into a key/value head
+    becomes one for each of its query heads, an edge into a joined head one for each of q, k and v, an edge from
+    ``input`` one from each embedding. A circuit means the same then. Where it tells fewer apart, the copies become
+    one, and must be equal unless ``reduce`` says which value they get. Embeddings that are ``"kept"`` have no edges:
+    they are all in the circuit, and a circuit without one of them has no form there.
+
+    Args:
+        found: of edges, or of edges beside others, which stay.
+        convention: what counts as an edge in the result.
+        reduce: how copies that may differ become one. Of a circuit ``"max"`` keeps an edge that any copy keeps,
+            ``"min"`` one that all keep. Of scores also ``"mean"`` and ``"sum"``: under gradients the score of a shared
+            k or v is the sum of those of its query heads.
+
+    Returns:
+        What was given, on the other graph. ``provenance`` has the new ``"convention"``, and ``"converted"``: from and to.
+
+    Raises:
+        ValueError: there are no edges, copies differ and ``reduce`` does not say what to do, a circuit is to be
+            averaged, or always-kept embeddings stand against a circuit without them, or against scores.
+
+    Example:
+        >>> from tlprune.graph import Architecture
+        >>> grouped = Graph(Architecture(n_layers=1, n_heads=4, n_kv_heads=2))
+        >>> shared = Circuit.from_edges(grouped, ["input->a0.kv1<v>", "a0.h3->logits"])
+        >>> apart = convert(shared, Convention(kv="per_query_head"))
+        >>> apart.edges
+        ['input->a0.h2<v>', 'input->a0.h3<v>', 'a0.h3->logits']
+        >>> convert(apart, Convention()) == shared
+        True
+    """
+    graph = found.graph
+    target = Graph(graph.architecture, convention)
+    values = found.kept.float() if isinstance(found, Circuit) else found.values
+    _check_reduce(found, reduce)
+    part, spans = found.sites.part("edges"), found.sites.spans
+    rows = [_converted(found, row, graph, target, reduce) for row in values[part].unflatten(0, (-1, len(graph)))]
+    joined = torch.cat([values[: part.start], *rows, values[part.stop :]])
+    edges: Group = Spanned(target, spans) if isinstance(found.sites.group("edges"), Spanned) else target
+    sites = Sites(tuple(edges if group.kind == "edges" else group for group in found.sites.groups))
+    told = {"from": str(graph.convention), "to": str(convention), "reduce": reduce}
+    provenance = {**found.provenance, "convention": asdict(convention), "converted": told}
+    if isinstance(found, Circuit):
+        return Circuit(sites, joined > 0, provenance)
+    return Scores(sites, joined, provenance)
+
+
+def _check_reduce(found: Circuit | Scores, reduce: str | None) -> None:
+    allowed = ("max", "min") if isinstance(found, Circuit) else get_args(Reduce)
+    if reduce is not None and reduce not in allowed:
+        raise ValueError(
+            f"Copies in {'a circuit' if isinstance(found, Circuit) else 'scores'} can be reduced by "
+            f"{', '.join(allowed)} but {reduce!r} was asked for. Choose one of these."
+        )
+
+
+def _converted(
+    found: Circuit | Scores, values: Float[Tensor, "edge"], graph: Graph, target: Graph, reduce: Reduce | None
+) -> Float[Tensor, "other"]:
+    finest = _finest(graph)
+    # Each pair of an edge here and the edge there that it becomes, once, however many finer edges it goes by.
+    source, place = torch.stack([places(finest, graph), places(finest, target)]).unique(dim=1)
+    moved = torch.where(source == ALWAYS, 1.0, values[source.clamp(min=0)])
+    _check_always(found, moved, source, place)
+    counted = place != ALWAYS
+    moved, place = moved[counted], place[counted]
+    low, high = (_reduced(moved, place, len(target), way) for way in ("amin", "amax"))
+    if reduce is None and not torch.equal(low, high):
+        index = int((low != high).nonzero()[0])
+        raise ValueError(
+            f"Under {target.convention} several edges become one and must agree, but those of {target.name(index)!r} "
+            f"range from {float(low[index]):g} to {float(high[index]):g}. Give reduce='max', 'min' or, of scores, "
+            "'mean' or 'sum'."
+        )
+    return _reduced(moved, place, len(target), {"max": "amax", None: "amax", "min": "amin"}.get(reduce, reduce))
+
+
+def _reduced(values: Tensor, place: Tensor, count: int, way: str | None) -> Tensor:
+    return torch.zeros(count, dtype=values.dtype).scatter_reduce(0, place, values, str(way), include_self=False)
+
+
+def _check_always(found: Circuit | Scores, moved: Tensor, source: Tensor, place: Tensor) -> None:
+    """Embeddings that are always there can stand only against a circuit that has all their edges."""
+    if isinstance(found, Scores) and bool(((source == ALWAYS) != (place == ALWAYS)).any()):
+        raise ValueError(
+            "Scores need a number for every edge that is counted, but of the two conventions one counts edges from "
+            "embeddings and the other does not (embeddings='kept'). Score under the convention that you need."
+        )
+    if bool((moved[place == ALWAYS] <= 0).any()):
+        raise ValueError(
+            "Under embeddings='kept' every edge from an embedding is in the circuit, but this one lacks some. "
+            "Convert to 'merged' or 'separate'."
+        )
+
+
+# ---- the edges that no convention tells further apart
+
+
+def _finest(graph: Graph) -> Graph:
+    embeddings = "merged" if graph.architecture.post_norm else "separate"
+    return Graph(graph.architecture, Convention(embeddings, "per_query_head", "split"))
+
+
+def places(finest: Graph, graph: Graph) -> Int[Tensor, "fine"]:
+    """For each edge of the finest graph the number of the edge that stands for it, or -1 where it is not counted."""
+    pairs = zip(finest.readers, graph.readers, strict=True)
+    return torch.cat([_places(finest, fine, graph, readers).flatten() for fine, readers in pairs])
+
+
+def _places(finest: Graph, fine: Readers, graph: Graph, readers: Readers) -> Int[Tensor, "reader writer"]:
+    rows = torch.tensor([_row(graph, readers, row) for row in range(len(fine.names))])
+    columns = _columns(finest, fine.width, graph)
+    return torch.where(columns == ALWAYS, ALWAYS, readers.start + rows[:, None] * readers.width + columns)
+
+
+def _row(graph: Graph, readers: Readers, row: int) -> int:
+    """Which of these readers stands for row ``row`` of all q, then all k, then all v."""
+    if readers.kind != "attention":
+        return row
+    heads, kv = graph.architecture.n_heads, graph.n_kv_readers
+    part, head = divmod(row, heads)
+    if graph.convention.qkv == "joined":
+        return head
+    return head if part == 0 else heads + (part - 1) * kv + head // (heads // kv)
+
+
+def _columns(finest: Graph, width: int, graph: Graph) -> Int[Tensor, "writer"]:
+    fine, own = len(finest.embeddings), len(graph.embeddings)
+    embeddings = [min(place, own - 1) if own else ALWAYS for place in range(fine)]
+    return torch.tensor(embeddings + [own + place for place in range(width - fine)])
+
+
+def conventional(graph: Graph) -> Convention:
+    """The convention of EAP-IG, MIB, ACDC and auto-circuit: one ``input``, and k and v for each query head.
+
+    Without grouped queries that is the default, so that what is read can be compared with what is found here.
+    """
+    grouped = graph.architecture.n_kv_heads < graph.architecture.n_heads
+    return replace(Convention(), kv="per_query_head" if grouped else "shared")
