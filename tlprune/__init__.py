@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tlprune.gates import StraightThrough as StraightThrough
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
+    from tlprune.interop.mib import MibFile as MibFile
+    from tlprune.interop.mib import from_mib as from_mib
+    from tlprune.interop.mib import to_mib as to_mib
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -95,6 +98,9 @@ _HOMES = {
     "StraightThrough": "gates",
     "Convention": "graph",
     "Graph": "graph",
+    "MibFile": "interop.mib",
+    "from_mib": "interop.mib",
+    "to_mib": "interop.mib",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",

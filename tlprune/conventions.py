@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +14,17 @@ from tlprune.graph import Convention, Graph, Readers
 from tlprune.scores import Scores
 from tlprune.sites import Group, Sites, Spanned
 
-Found = TypeVar("Found", Circuit, Scores)
 Reduce = Literal["mean", "sum", "max", "min"]
 ALWAYS = -1  # the place of an edge from an embedding that is always there and not counted
 
 
-def convert(found: Found, convention: Convention, *, reduce: Reduce | None = None) -> Found:
+@overload
+def convert(found: Circuit, convention: Convention, *, reduce: Reduce | None = None) -> Circuit: ...
+@overload
+def convert(found: Scores, convention: Convention, *, reduce: Reduce | None = None) -> Scores: ...
+@overload
+def convert(found: Circuit | Scores, convention: Convention, *, reduce: Reduce | None = None) -> Circuit | Scores: ...
+def convert(found: Circuit | Scores, convention: Convention, *, reduce: Reduce | None = None) -> Circuit | Scores:
     """A circuit or scores under another convention, on the same model.
 
     Where the other convention tells more edges apart, each gets a copy of the value: an edge into a key/value head
@@ -36,7 +41,7 @@ def convert(found: Found, convention: Convention, *, reduce: Reduce | None = Non
             k or v is the sum of those of its query heads.
 
     Returns:
-        What was given, on the other graph. ``provenance`` has the new ``"convention"``, and ``"converted"``: from and to.
+        What was given, on the other graph; ``provenance["converted"]`` tells from what to what.
 
     Raises:
         ValueError: there are no edges, copies differ and ``reduce`` does not say what to do, a circuit is to be
