@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tlprune.gates import Gate, HardConcrete, Heaviside, Sigmoid, StraightThrough
+from tlprune.gates import Gate, HardConcrete, Heaviside, Sigmoid, StraightThrough, UniformGradient
 from tlprune.pieces import PIECE, expected_count
 from tlprune.schedules import exponential
 
@@ -90,7 +90,7 @@ def test_a_gate_that_could_not_close_or_open_is_refused(options: dict[str, float
 RANDOM = [StraightThrough(), StraightThrough(temperature=0.2), StraightThrough(temperature=3.0)]
 FALLING = Sigmoid(temperature=exponential(1, 0.01, steps=10))
 CERTAIN = [Sigmoid(), Sigmoid(temperature=0.5), FALLING, FALLING.at(7), Heaviside(), Heaviside(temperature=0.3)]
-EVERY = [*GATES, *RANDOM, *CERTAIN]
+EVERY = [*GATES, *RANDOM, *CERTAIN, UniformGradient()]
 
 
 @pytest.mark.parametrize("gate", EVERY, ids=named(EVERY))
@@ -133,6 +133,46 @@ def test_straight_through_starts_at_45_percent_and_survives_extreme_noise() -> N
     location = torch.zeros(200_000, requires_grad=True)
     (gradient,) = torch.autograd.grad(gate.sample(location, torch.Generator().manual_seed(0)).sum(), location)
     assert gradient.isfinite().all()
+
+
+def test_a_uniform_gradient_draw_is_0_1_or_uniform_with_its_shares() -> None:
+    """Within four standard errors: of shares, and of the moments of uniform numbers."""
+    draws = UniformGradient().sample(LOCATIONS.expand(DRAWS, -1), torch.Generator().manual_seed(0))
+    kept = torch.sigmoid(LOCATIONS)
+    width = kept * (1 - kept)
+    shares = [(draws == 1).float().mean(0), (draws == 0).float().mean(0), draws.mean(0)]
+    for share, expected in zip(shares, (kept - width / 2, 1 - kept - width / 2, kept), strict=True):
+        assert (share - expected).abs().max() <= 4 * 0.5 / DRAWS**0.5
+    between = draws[:, LOCATIONS == 0].flatten()
+    between = between[(between > 0) & (between < 1)]
+    assert abs(float(between.mean()) - 1 / 2) <= 4 / (12 * len(between)) ** 0.5
+    assert abs(float(between.square().mean()) - 1 / 3) <= 4 * 0.3 / len(between) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["square", "bump", "step"])
+def test_the_expected_uniform_gradient_is_that_of_a_bernoulli_mask(name: str) -> None:
+    """``p (1 - p) (L(1) - L(0))`` for any loss, also one that is the same at both ends; within four standard errors."""
+    loss = {
+        "square": lambda m: 3 * m.square() - m,
+        "bump": lambda m: m * (1 - m),
+        "step": lambda m: torch.sigmoid(20 * (m - 0.3)),
+    }[name]
+    locations = LOCATIONS.expand(DRAWS, -1).clone().requires_grad_()
+    draws = UniformGradient().sample(locations, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(loss(draws).sum(), locations)
+    ends, kept = loss(torch.tensor([0.0, 1.0])), torch.sigmoid(LOCATIONS)
+    expected = kept * (1 - kept) * (ends[1] - ends[0])
+    assert bool(((gradient.mean(0) - expected).abs() <= 4 * gradient.std(0) / DRAWS**0.5 + 1e-6).all())
+
+
+@pytest.mark.parametrize("gate", EVERY, ids=named(EVERY))
+def test_a_gate_that_is_closed_for_good_stays_at_0_without_gradient(gate: Gate) -> None:
+    location = torch.tensor([-torch.inf, 1.0]).repeat(50).requires_grad_()
+    for values in (gate.sample(location, torch.Generator().manual_seed(0)), gate.expected_kept(location)):
+        (gradient,) = torch.autograd.grad(values.sum(), location)
+        assert bool((values[::2] == 0).all()) and bool((gradient[::2] == 0).all())
+        assert bool(gradient.isfinite().all())
+    assert gate.soft(location.detach())[0] == 0 and gate.harden(location.detach())[0] == 0
 
 
 @pytest.mark.parametrize("gate", CERTAIN, ids=named(CERTAIN))

@@ -270,6 +270,59 @@ class Heaviside:
         return self
 
 
+@dataclass(frozen=True)
+class UniformGradient:
+    """Mostly 0 or 1, and for some sites of each draw a value from all of [0, 1], whose gradients alone are used.
+
+    With ``p = sigmoid(log_alpha)``, ``w = p (1 - p)`` and ``u ~ U(0, 1)``: ``m = clip((p - u) / w + 1/2, 0, 1)``. So
+    ``m`` is uniform on [0, 1] with probability ``w``, 1 with probability ``p - w / 2`` and 0 otherwise; its mean is
+    ``p``. Where it is uniform its gradient is 1, ``dp / dlog_alpha`` divided by the density, and elsewhere 0. The
+    expected gradient of a loss is therefore ``w`` times its integral over ``m``, and so, whatever the loss,
+
+        ``p (1 - p) [L(m = 1) - L(m = 0)]``,
+
+    which is that of a site kept with probability ``p``: the relaxation has no bias of its own. Undecided sites are
+    looked at most often. In the paper the gradient is divided by the number of uniform draws that a step happened to
+    have instead of the expected one, so that the mean over many draws is the same.
+
+    Attributes:
+        initial: first value of every ``log_alpha``; the released code's for edges is 1.
+
+    Source: Li and Janson, "Optimal ablation for interpretability" (NeurIPS 2024), uniform gradient sampling.
+
+    Example:
+        >>> gate, log_alpha = UniformGradient(), torch.tensor([-30.0, 0.0, 30.0])
+        >>> gate.sample(log_alpha, torch.Generator().manual_seed(0)).tolist()
+        [0.0, 0.0, 1.0]
+    """
+
+    initial: float = 1.0
+
+    def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
+        """Draw one mask value for each site."""
+        noise = torch.rand(log_alpha.shape, generator=generator, dtype=log_alpha.dtype).to(log_alpha.device)
+        location = log_alpha.detach()
+        kept, width = torch.sigmoid(location), torch.sigmoid(location) * torch.sigmoid(-location)
+        draw = torch.clamp((kept - noise) / width.clamp(min=torch.finfo(width.dtype).tiny) + 0.5, 0, 1)
+        return draw + torch.where((draw > 0) & (draw < 1), log_alpha - location, 0)
+
+    def expected_kept(self, log_alpha: Sites) -> Sites:
+        """The mean mask value, ``sigmoid(log_alpha)``: what the paper's penalty counts."""
+        return torch.sigmoid(log_alpha)
+
+    def soft(self, log_alpha: Sites) -> Sites:
+        """``sigmoid(log_alpha)``, the mean mask value."""
+        return torch.sigmoid(log_alpha)
+
+    def harden(self, log_alpha: Sites) -> Sites:
+        """1 where :meth:`soft` is above one half."""
+        return _open(log_alpha)
+
+    def at(self, step: int) -> UniformGradient:
+        """Itself: nothing is annealed."""
+        return self
+
+
 def _straight_through(hard: Bool[Tensor, "*sites"], soft: Sites) -> Sites:
     """Exactly 0 or 1 forward, the gradient of ``soft`` backward."""
     return hard.to(soft.dtype) + (soft - soft.detach())

@@ -31,6 +31,8 @@ def settings_of(training: Training, discovery: Discovery) -> dict[str, Any]:
         "examples": {name: _digest(described(batches, steps)) for name, batches in examples.items()},
         "model": masked.backend.fingerprint(),
         "ablation": masked.ablation.as_dict(),
+        "start": masks.start,
+        "among": None if masks.among is None else masks.among.kept,
     }
     # Through JSON, so that it compares equal to what was read from a file.
     return json.loads(json.dumps({name: described(value, steps) for name, value in about.items()}))

@@ -41,7 +41,7 @@ class Imposed:
     """A budget on its part of the mask, with its multipliers."""
 
     budget: Budget
-    part: slice
+    part: slice | Tensor
     multipliers: nn.Parameter
 
 
@@ -52,7 +52,7 @@ class Training:
         self.masked, self.masks, self.plan = masked, masks, plan
         self.terms = weighted(plan.objective)
         self.labels = Sum(self.terms).labels
-        self.parts = masks.sites.parts
+        self.parts = {kind: masks.part(kind) for kind in masks.sites.kinds}
         self.budgets = [self._impose(budget) for budget in every(plan.budget)]
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.streams = {name: self._examples(discovery, name) for name in dict.fromkeys(o.on for _, o in self.terms)}
@@ -64,7 +64,7 @@ class Training:
         self.done, self.started = 0, time.perf_counter()
 
     def _impose(self, budget: Budget) -> Imposed:
-        part: slice = slice(None) if budget.on is None else self.masks.sites.part(budget.on)
+        part = self.masks.part(budget.on)
         return Imposed(budget.of(len(self.masks.log_alpha[part])), part, budget.start())
 
     def _examples(self, discovery: Discovery, stream: str) -> Examples:
@@ -123,7 +123,7 @@ class Training:
             return 1 - sample[imposed.part].mean()
         return 1 - self._expected(imposed.part) / len(sample[imposed.part])
 
-    def _expected(self, part: slice) -> Tensor:
+    def _expected(self, part: slice | Tensor) -> Tensor:
         return expected_count(self.masks.gate.expected_kept, self.masks.log_alpha[part])
 
     def _refuse_not_finite(self, values: list[float], number: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tlprune.circuit import Circuit
@@ -23,6 +23,12 @@ class Masks(nn.Module):
     Args:
         sites: where the masks go, such as ``tp.edges(model)`` or ``tp.heads(model) + tp.mlps(model)``.
         gate: the distribution of each mask value.
+        start: first ``log_alpha`` of each site; by default the gate's own, the same for all.
+        among: a circuit of the same sites. All others are closed for good: their ``log_alpha`` is minus infinity,
+            budgets do not count them, and no circuit of these masks has them.
+
+    Raises:
+        ValueError: ``start`` or ``among`` is of other sites, or ``among`` keeps nothing.
 
     Attributes:
         log_alpha: the gate's location for every site, ``(site,)``; higher is more likely kept.
@@ -32,13 +38,35 @@ class Masks(nn.Module):
         >>> masks = Masks(Sites((Graph(Architecture(2, 2, 2)),)))
         >>> len(masks.log_alpha), len(masks.circuit(sparsity=0.75)), round(masks.density, 2)
         (46, 12, 0.97)
+        >>> few = Masks(masks.sites, among=masks.circuit(sparsity=0.75))
+        >>> len(few.log_alpha[few.part()]), len(few.circuit()), few.circuit(edges=3) - masks.circuit(sparsity=0.75)
+        (12, 12, Circuit(0 of 46 edges, 0 effective; embeddings merged, kv shared))
     """
 
-    def __init__(self, sites: Sites, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        gate: Gate | None = None,
+        *,
+        start: Float[Tensor, "site"] | None = None,
+        among: Circuit | None = None,
+    ) -> None:
         super().__init__()
-        self.sites = sites
+        self.sites, self.start, self.among = sites, start, among
         self.gate: Gate = gate or HardConcrete()
-        self.log_alpha = nn.Parameter(torch.full((len(sites),), float(self.gate.initial)))
+        _check_same_sites(sites, start, among)
+        values = torch.full((len(sites),), float(self.gate.initial)) if start is None else start.float().cpu().clone()
+        if among is not None:
+            values[~among.kept] = -torch.inf
+        self.log_alpha = nn.Parameter(values)
+
+    def part(self, kind: str | None = None) -> slice | Int[Tensor, "open"]:
+        """Where the sites lie that a circuit may have, of one kind or of all, in a flat vector over all sites."""
+        part = slice(None) if kind is None else self.sites.part(kind)
+        if self.among is None:
+            return part
+        places = torch.arange(len(self.sites))[part]
+        return places[self.among.kept[part]]
 
     @property
     def graph(self) -> Graph:
@@ -56,12 +84,18 @@ class Masks(nn.Module):
 
     @property
     def density(self) -> float:
-        """Expected fraction of sites that are kept."""
-        return float(self.expected_kept.detach()) / len(self.log_alpha)
+        """Expected fraction of sites that are kept, of those that may be."""
+        return float(self.expected_kept.detach()) / len(self.log_alpha[self.part()])
 
     def scores(self, provenance: Mapping[str, Any] | None = None) -> Scores:
-        """The sites ranked by how likely they are kept; their score is ``log_alpha``."""
-        return Scores(self.sites, self.log_alpha.detach().cpu().clone(), provenance or {})
+        """The sites ranked by how likely they are kept; their score is ``log_alpha``.
+
+        Sites that no circuit may have come last, one below the lowest of the others.
+        """
+        values = self.log_alpha.detach().cpu().clone()
+        if self.among is not None:
+            values[~self.among.kept] = values[self.part()].min() - 1
+        return Scores(self.sites, values, provenance or {})
 
     def circuit(
         self,
@@ -82,7 +116,8 @@ class Masks(nn.Module):
             counts: how many to keep by kind, such as ``edges=170``; other kinds keep what their gates expect.
 
         Raises:
-            ValueError: more than one of the three ways is used, or a number is out of range.
+            ValueError: more than one of the three ways is used, a number is out of range, or it is more than may be
+                kept.
         """
         counts = {kind: count for kind, count in counts.items() if count is not None}
         if sum((sparsity is not None, threshold is not None, bool(counts))) > 1:
@@ -95,13 +130,26 @@ class Masks(nn.Module):
         return Circuit(self.sites, torch.cat(kept), provenance or {})
 
     def _top(self, kind: str, sparsity: float | None, count: int | None) -> Circuit:
-        scores = self.scores().of(kind)
         if sparsity is not None:
-            return scores.top(kept_at(sparsity, len(scores.sites)))
-        if count is not None:
-            return scores.top(count)
-        return scores.top(
-            round(float(expected_count(self.gate.expected_kept, self.log_alpha[self.sites.part(kind)].detach())))
+            count = kept_at(sparsity, len(self.sites.group(kind)))
+        if count is None:
+            part = self.log_alpha[self.part(kind)].detach()
+            count = round(float(expected_count(self.gate.expected_kept, part)))
+        if self.among is not None and count > (most := self.among.count(kind)):
+            raise ValueError(
+                f"These masks may keep {most:,} {kind}, those of the circuit that they are among, but {count:,} were "
+                "asked for. Ask for fewer, or start from a larger circuit."
+            )
+        return self.scores().of(kind).top(count)
+
+
+def _check_same_sites(sites: Sites, start: Tensor | None, among: Circuit | None) -> None:
+    if start is not None and len(start) != len(sites):
+        raise ValueError(f"Masks over {sites} start at one number for each but got {len(start):,}. Score these sites.")
+    if among is not None and (among.sites != sites or not len(among)):
+        raise ValueError(
+            f"Masks over {sites} can be among the sites of a circuit of the same sites that keeps some, but this one "
+            f"is {among!r}. Find it with the same model, selection and convention."
         )
 
 
