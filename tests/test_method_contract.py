@@ -46,6 +46,17 @@ class Row:
 
 # One entry for each method: all that adding one to the contract takes.
 ROWS = {
+    "eap": Row(
+        exact=lambda edges: tp.EAP(edges=edges),
+        quick=tp.EAP(edges=20, batch_size=5),
+        random=False,
+        bad={
+            "percent": ({"sparsity": 95}, "give 0.95"),
+            "no examples": ({"batch_size": 0}, "batch_size must be at least 1"),
+            "no gradient": ({"objective": tp.KL()}, "KL compares with the full model and is 0 there"),
+            "removed": ({"objective": tp.CrossEntropy(run="complement")}, "cross_entropy is of the complement"),
+        },
+    ),
     "edge-pruning": Row(
         exact=lambda edges: tp.EdgePruning(edges=edges, steps=30),
         quick=tp.EdgePruning(edges=20, steps=6, validate_every=3),

@@ -49,6 +49,13 @@ class Scores:
                 f"Scores of {self.sites!r} need one value for each of {len(self.sites):,} sites but got shape "
                 f"{tuple(self.values.shape)}. Score the sites of the same model."
             )
+        missing = int(self.values.isnan().sum())
+        if missing:
+            first = self.sites.name(int(self.values.isnan().nonzero()[0]))
+            raise ValueError(
+                f"Scores order sites, so each needs a number, but {missing:,} of {len(self.sites):,} are NaN, "
+                f"{first} the first. Look for examples whose loss is no number, or give such sites the lowest score."
+            )
 
     @property
     def graph(self) -> Graph:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tlprune.methods.eap import EAP
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.random import Random
 
 METHODS = {
+    "eap": EAP,
     "edge-pruning": EdgePruning,
     "random": Random,
 }
