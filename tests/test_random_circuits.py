@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from test_graph import GRAPHS, STORIES
 
-from tlprune.graph import Graph
+from tlprune.graph import Convention, Graph
 from tlprune.random_circuits import connected_random
 
 
@@ -18,6 +20,13 @@ def test_exactly_so_many_edges_and_all_effective(graph: Graph, share: float) -> 
         circuit = connected_random(graph, count, seed=seed)
         assert len(circuit) == count
         assert circuit.n_effective == count, seed
+
+
+@pytest.mark.parametrize("embeddings", ["merged", "kept"])
+def test_a_head_that_reads_once_has_one_edge_in_and_one_out(embeddings: Literal["merged", "kept"]) -> None:
+    graph = Graph(STORIES, Convention(embeddings, qkv="joined"))
+    for count in (1, 2, 3, 50, len(graph)):
+        assert connected_random(graph, count).n_effective == count
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 170])

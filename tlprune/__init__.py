@@ -69,8 +69,14 @@ if TYPE_CHECKING:
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
     from tlprune.sealing import sealed as sealed
-    from tlprune.selection import Selection as Selection
-    from tlprune.selection import Top as Top
+    from tlprune.selection.consistent import Consistent as Consistent
+    from tlprune.selection.greedy import Greedy as Greedy
+    from tlprune.selection.program import Connected as Connected
+    from tlprune.selection.pruned import Pruned as Pruned
+    from tlprune.selection.ranked import Ratio as Ratio
+    from tlprune.selection.ranked import Selection as Selection
+    from tlprune.selection.ranked import Threshold as Threshold
+    from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -141,8 +147,14 @@ _HOMES = {
     "load_shrunk": "models.shrunk_files",
     "connected_random": "random_circuits",
     "Scores": "scores",
-    "Selection": "selection",
-    "Top": "selection",
+    "Consistent": "selection.consistent",
+    "Greedy": "selection.greedy",
+    "Connected": "selection.program",
+    "Pruned": "selection.pruned",
+    "Ratio": "selection.ranked",
+    "Selection": "selection.ranked",
+    "Threshold": "selection.ranked",
+    "Top": "selection.ranked",
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",

@@ -8,6 +8,7 @@ import torch
 
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
+from tlprune.incidence import rows_of_nodes
 from tlprune.scores import check_count
 from tlprune.sites import Sites
 
@@ -76,12 +77,12 @@ class _Growth:
         self.writers = set(range(inner))
         self.left = list(range(inner, len(graph.writers)))
         self.random.shuffle(self.left)
-        self.rows = _rows_of_nodes(graph)
+        self.rows = rows_of_nodes(graph)
         self.open = self._edges_into(len(graph.writers))
 
     def _edges_into(self, node: int) -> list[int]:
         """Edges from the nodes so far into a node."""
-        return [start + writer for start, width in self.rows[node] for writer in self.writers if writer < width]
+        return [row.start + writer for row in self.rows[node] for writer in self.writers if writer < row.width]
 
     def add_edge(self) -> bool:
         """Keep a random edge between nodes that are there; False when none is left."""
@@ -119,7 +120,7 @@ class _Growth:
 
     def _edges_out_of(self, node: int) -> list[int]:
         readers = (*(other for other in self.writers if other >= len(self.graph.embeddings)), len(self.graph.writers))
-        return [start + node for other in readers for start, width in self.rows[other] if node < width]
+        return [row.start + node for other in readers for row in self.rows[other] if node < row.width]
 
     def _keep_for_good(self, edge: int) -> None:
         # A key or value that two heads share may be there already, as a spare edge.
@@ -132,21 +133,3 @@ class _Growth:
         self._taken.add(edge)
         self.kept.append(edge)
         return True
-
-
-def _rows_of_nodes(graph: Graph) -> dict[int, list[tuple[int, int]]]:
-    """For each node: the first edge and the number of edges of each of its readers."""
-    rows: dict[int, list[tuple[int, int]]] = {}
-    heads, group = graph.architecture.n_heads, graph.architecture.n_heads // graph.n_kv_readers
-    for readers in graph.readers:
-        starts = [(readers.start + row * readers.width, readers.width) for row in range(len(readers.names))]
-        if readers.kind == "attention":
-            first = graph.attention_writers(readers.layer)
-            for head in range(heads):
-                kv = heads + head // group
-                rows[first + head] = [starts[head], starts[kv], starts[kv + graph.n_kv_readers]]
-        elif readers.kind == "mlp":
-            rows[graph.attention_writers(readers.layer) + heads] = starts
-        else:
-            rows[len(graph.writers)] = starts
-    return rows

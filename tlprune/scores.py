@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ class Scores:
         sites: the places that have scores.
         values: one score per site, ``(site,)``.
         provenance: how the scores were made; plain data.
+        samples: the same scores from each of several examples, parts of the data, or seeds, ``(sample, site)``, of
+            which ``values`` are the mean; ``None`` where they are not known apart.
+
+    Raises:
+        ValueError: there is not one value per site, or one is not a number.
 
     Example:
         >>> from tlprune.graph import Architecture
@@ -42,12 +47,18 @@ class Scores:
     sites: Sites
     values: Float[Tensor, "site"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: Float[Tensor, "sample site"] | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.sites),):
             raise ValueError(
                 f"Scores of {self.sites!r} need one value for each of {len(self.sites):,} sites but got shape "
                 f"{tuple(self.values.shape)}. Score the sites of the same model."
+            )
+        if self.samples is not None and self.samples.shape[1:] != self.values.shape:
+            raise ValueError(
+                f"Samples of scores need one value for each of {len(self.sites):,} sites but have shape "
+                f"{tuple(self.samples.shape)}. Give them as (sample, site)."
             )
         missing = int(self.values.isnan().sum())
         if missing:
@@ -56,6 +67,35 @@ class Scores:
                 f"Scores order sites, so each needs a number, but {missing:,} of {len(self.sites):,} are NaN, "
                 f"{first} the first. Look for examples whose loss is no number, or give such sites the lowest score."
             )
+
+    @staticmethod
+    def mean_of(scores: Sequence[Scores]) -> Scores:
+        """The mean of several scores of the same sites, each of which becomes a sample.
+
+        Args:
+            scores: from parts of the data, or under several seeds.
+
+        Raises:
+            ValueError: there are none, or they are of different sites.
+
+        Example:
+            >>> from tlprune.graph import Architecture
+            >>> sites = Sites((Graph(Architecture(1, 1, 1)),))
+            >>> both = Scores.mean_of([Scores(sites, torch.zeros(8)), Scores(sites, torch.ones(8))])
+            >>> both["m0->logits"], both.samples.shape
+            (0.5, torch.Size([2, 8]))
+        """
+        if len({one.sites for one in scores}) != 1:
+            raise ValueError(
+                f"A mean needs scores of the same sites but got {len(scores)}, of "
+                f"{', '.join(sorted({str(one.sites) for one in scores})) or 'nothing'}. Score one model with one "
+                "convention."
+            )
+        samples = torch.stack([one.values for one in scores])
+        origins = [dict(one.provenance) for one in scores]
+        shared = {key: value for key, value in origins[0].items() if all(o.get(key) == value for o in origins)}
+        provenance = {**shared, "operation": "mean", "of": origins}
+        return Scores(scores[0].sites, samples.mean(0), provenance, samples)
 
     @property
     def graph(self) -> Graph:
@@ -72,7 +112,9 @@ class Scores:
 
     def of(self, kind: str) -> Scores:
         """The scores of the sites of one kind."""
-        return Scores(Sites((self.sites.group(kind),)), self.values[self.sites.part(kind)], self.provenance)
+        part = self.sites.part(kind)
+        samples = None if self.samples is None else self.samples[:, part]
+        return Scores(Sites((self.sites.group(kind),)), self.values[part], self.provenance, samples)
 
     def top(
         self, count: int | None = None, *, fraction: float | None = None, threshold: float | None = None
@@ -101,12 +143,13 @@ class Scores:
         return Circuit(self.sites, kept, self.provenance)
 
     def save(self, path: str | Path) -> None:
-        """Write the scores: ``.json`` gives each site's name and score, ``.safetensors`` the numbers alone."""
+        """Write the scores: ``.json`` gives each site's name and score, ``.safetensors`` the numbers and samples."""
         path = Path(path)
         data = {"format": f"tlprune-{FORMAT}", "version": VERSION, "sites": self.sites.as_dict()}
         data |= {"provenance": dict(self.provenance)}
         if path.suffix == ".safetensors":
-            return write_tensors(path, {"values": self.values}, data)
+            samples = {} if self.samples is None else {"samples": self.samples}
+            return write_tensors(path, {"values": self.values, **samples}, data)
         names = (self.sites.name(index) for index in range(len(self.sites)))
         scores = dict(zip(names, self.values.tolist(), strict=True))
         return write_whole(path, json.dumps({**data, "scores": scores}, indent=1) + "\n")
@@ -123,7 +166,7 @@ class Scores:
         try:
             sites = Sites.from_dict(data["sites"])
             values = tensors["values"] if tensors else torch.tensor(_in_order(sites, data["scores"]))
-            return Scores(sites, values, data["provenance"])
+            return Scores(sites, values, data["provenance"], tensors.get("samples"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} does not hold whole scores ({error}). Save them again.") from error
 
