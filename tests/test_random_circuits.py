@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_graph import GRAPHS, STORIES
 
-from tlprune.graph import Convention, Graph
-from tlprune.random_circuits import connected_random
+from tlprune.graph import Architecture, Convention, Graph
+from tlprune.random_circuits import connected_order, connected_random
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.7, 1.0])
@@ -59,3 +59,15 @@ def test_every_edge_can_be_met() -> None:
 def test_a_size_outside_the_graph_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match="number of edges must lie between"):
         connected_random(Graph(STORIES), count)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_order_has_every_edge_once_and_grows_a_connected_circuit(seed: int) -> None:
+    graph = Graph(Architecture(3, 4, 2))
+    order = connected_order(graph, seed=seed)
+    assert sorted(order.tolist()) == list(range(len(graph)))
+    kept = torch.zeros(len(graph), dtype=torch.bool)
+    for size, edge in enumerate(order.tolist(), start=1):
+        kept[edge] = True
+        assert int(graph.effective(kept).sum()) >= size - 1
+    assert order.tolist() == connected_order(graph, seed=seed).tolist() != connected_order(graph, seed=9).tolist()

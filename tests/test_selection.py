@@ -384,7 +384,7 @@ def test_a_mean_of_scores_keeps_what_they_share_and_the_samples_of_a_kind_are_it
 def test_scores_that_are_not_numbers_or_do_not_fit_are_refused() -> None:
     sites, values = Sites((Graph(STORIES),)), torch.zeros(1701)
     values[3] = torch.nan
-    with pytest.raises(ValueError, match=r"1 are not numbers, that of 'input->a0\.h3<q>' first"):
+    with pytest.raises(ValueError, match=r"1 of 1,701 are NaN, input->a0\.h3<q> the first"):
         tp.Scores(sites, values)
     with pytest.raises((TypeError, ValueError), match="site"):
         tp.Scores(sites, torch.zeros(1701), samples=torch.zeros(2, 3))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tlprune import schedules as schedules
     from tlprune import tasks as tasks
+    from tlprune.benchmarking.running import benchmark as benchmark
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
@@ -88,6 +89,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "schedules": "schedules",
     "tasks": "tasks",
+    "benchmark": "benchmarking.running",
     "Circuit": "circuit",
     "convert": "conventions",
     "draw": "drawing",

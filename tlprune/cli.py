@@ -1,10 +1,9 @@
-"""The command line: ``discover`` finds a circuit, ``evaluate`` measures one again, ``finetune`` makes a classifier."""
+"""The command line: ``discover``, ``evaluate``, ``bench`` and ``finetune``; each takes ``--help``."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import json
@@ -14,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tlprune.choices import choice
 
 FILES = ("circuit.json", "metrics.jsonl", "circuit.html", "evaluation.json")
 
@@ -64,7 +65,7 @@ class Measure:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``tlprune``; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"discover": _discover, "evaluate": _evaluate, "finetune": _finetune}
+    commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -81,11 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
-        print(f"tlprune: error: there is no command {words[0]!r}. Use discover, evaluate or finetune.", file=sys.stderr)
+        text = f"there is no command {words[0]!r}. Use discover, evaluate, bench or finetune."
+        print(f"tlprune: error: {text}", file=sys.stderr)
         return 2
     print("Sparse subnetworks of transformers.\n")
     print("  tlprune discover           find a circuit (try it without arguments)")
     print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
+    print("  tlprune bench              compare methods at equal sizes")
     print("  tlprune finetune           make a classifier of a Hugging Face model")
     print("\nEach takes --help.")
     return 0
@@ -96,7 +99,7 @@ def _discover(words: Sequence[str]) -> None:
 
     from tlprune.methods import METHODS
 
-    kind = _choice("method", _value_of(words, "--method", Run.method), METHODS)
+    kind = choice("method", _value_of(words, "--method", Run.method), METHODS)
 
     fields = [("run", OmitArgPrefixes[Run]), ("settings", OmitArgPrefixes[kind])]
     command = dataclasses.make_dataclass("Discover", fields)
@@ -112,8 +115,9 @@ def discover(run: Run, method: Any) -> None:
     from tlprune.files import write_whole
     from tlprune.models.load import load
     from tlprune.sealing import sealed
+    from tlprune.tasks import task_builder
 
-    build = _task_builder(run.task)
+    build = task_builder(run.task)
     with _output_directory(run) as out:
         model = load(run.model, device=run.device)
         task = build(model, seed=run.task_seed)
@@ -141,6 +145,7 @@ def measure(settings: Measure) -> None:
     from tlprune.circuit import Circuit
     from tlprune.evaluation import evaluate
     from tlprune.models.load import load
+    from tlprune.tasks import task_builder
 
     circuit = Circuit.load(settings.circuit)
     known = {**circuit.provenance.get("command", {})}
@@ -149,7 +154,7 @@ def measure(settings: Measure) -> None:
     for name in ("model", "task"):
         if name not in chosen:
             raise ValueError(f"{settings.circuit} does not say which {name} it is for. Give --{name}.")
-    build = _task_builder(chosen["task"])
+    build = task_builder(chosen["task"])
     model = load(chosen["model"], device=settings.device)
     task = build(model, seed=chosen.get("task_seed", 0))
     if settings.model is None and settings.task is None and settings.task_seed is None:
@@ -166,6 +171,14 @@ def _check_task(circuit: Any, task: Any) -> None:
             f"The circuit was found on prompts {known} of {task.name} but they are {task.fingerprint} now, so test "
             "prompts may be ones that it was trained on. Restore them, or name those to measure it on with --task."
         )
+
+
+def _bench(words: Sequence[str]) -> None:
+    from tlprune.benchmarking.command import Plan, bench, words_of
+
+    plan = _parse(Plan, words, prog="tlprune bench")
+    out = bench(plan, command=words_of(words))
+    print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}/")
 
 
 def _finetune(words: Sequence[str]) -> None:
@@ -195,22 +208,6 @@ def _unboxed(complaint: str) -> str:
     lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in complaint.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
     return re.sub(r"^Error parsing settings: | Argument helptext:.*$| For full helptext.*$", "", text)
-
-
-def _task_builder(name: str) -> Any:
-    from tlprune.tasks import TASKS, jsonl
-
-    if name.endswith(".jsonl"):
-        return lambda model, seed: jsonl(model, name, seed=seed)
-    return _choice("task", name, TASKS)
-
-
-def _choice(kind: str, name: str, choices: dict[str, Any]) -> Any:
-    if name not in choices:
-        near = difflib.get_close_matches(name, choices, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(choices)}.{hint}")
-    return choices[name]
 
 
 def _value_of(words: Sequence[str], flag: str, default: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
@@ -45,6 +47,29 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
     kept[growth.kept] = True
     return Circuit(sites, kept, {"method": {"name": "connected_random", "seed": seed}})
+
+
+def connected_order(graph: Graph, *, seed: int = 0) -> Int[Tensor, "edge"]:
+    """All edges in an order in which a random connected circuit grows, as :func:`connected_random` does.
+
+    The first ``n`` of them are a random circuit in which every edge lies on a path, but for the last one where it leads
+    into a node whose edge out comes next.
+
+    Example:
+        >>> from tlprune.graph import Architecture
+        >>> graph = Graph(Architecture(5, 8, 4))
+        >>> kept = torch.zeros(len(graph), dtype=torch.bool)
+        >>> kept[connected_order(graph)[:170]] = True
+        >>> int(graph.effective(kept).sum()) >= 169
+        True
+    """
+    growth = _Growth(graph, random.Random(seed))
+    while len(growth.kept) < len(graph):
+        moves = [growth.add_edge, growth.add_node]
+        if growth.random.random() < 0.5:
+            moves.reverse()
+        any(move() for move in moves)
+    return torch.tensor(growth.kept)
 
 
 def random_like(circuit: Circuit, *, seed: int = 0) -> Circuit:

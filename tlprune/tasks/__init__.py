@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tlprune.choices import choice
 from tlprune.models.planted import planted_task
 from tlprune.task import Task
 from tlprune.tasks.gendered_pronoun import gendered_pronoun
@@ -34,6 +35,18 @@ TASKS: dict[str, Callable[..., Task]] = {
     "paws-qqp": paws_qqp,
 }
 
+
+def task_builder(name: str) -> Callable[..., Task]:
+    """What builds the task that a word names: one of :data:`TASKS`, or a file of prompts that ends in ``.jsonl``.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name.endswith(".jsonl"):
+        return lambda model, seed=0: jsonl(model, name, seed=seed)
+    return choice("task", name, TASKS)
+
+
 __all__ = [
     "KNOWN",
     "TASKS",
@@ -59,4 +72,5 @@ __all__ = [
     "read_labelled",
     "sst2",
     "stsb",
+    "task_builder",
 ]

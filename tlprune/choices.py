@@ -1,0 +1,26 @@
+"""Things that words on a command line name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+
+def choice(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
+    """What a word names.
+
+    Raises:
+        ValueError: it names nothing; the message lists what there is and says what is nearest.
+
+    Example:
+        >>> choice("size", "smal", {"small": 1, "large": 2})
+        Traceback (most recent call last):
+            ...
+        ValueError: There is no size 'smal'; there are small, large. Did you mean small?
+    """
+    if name not in choices:
+        near = difflib.get_close_matches(name, choices, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(choices)}.{hint}")
+    return choices[name]
