@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tlprune.conventions import convert
 from tlprune.graph import LOGITS, Graph
 from tlprune.interop.mib_content import Content, content_of, read, write
 from tlprune.interop.mib_models import Shape
+from tlprune.interop.reading import record
 from tlprune.scores import Scores
 from tlprune.sites import Nodes, Sites
 
@@ -107,18 +107,13 @@ def from_mib(path: str | Path, model: Any) -> MibFile:
         content = content_of(data, graph, path)
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not laid out as MIB's files are ({error!r}). Save it again.") from error
-    edges, nodes, told = Sites((graph,)), Sites((Nodes("nodes", graph.writers),)), file_record(path, "MIB")
+    edges, nodes, told = Sites((graph,)), Sites((Nodes("nodes", graph.writers),)), record(path, "MIB")
     return MibFile(
         circuit=Circuit(edges, content.edges_in, told),
         scores=None if content.edge_scores is None else Scores(edges, content.edge_scores, told),
         nodes=Circuit(nodes, content.nodes_in, told),
         node_scores=None if content.node_scores is None else Scores(nodes, content.node_scores, told),
     )
-
-
-def file_record(path: Path, kind: str) -> dict[str, Any]:
-    """Provenance of what was read from another tool's file."""
-    return {"file": {"format": kind, "name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}}
 
 
 # ---- what is written
