@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
@@ -28,8 +28,8 @@ class MibFile:
         circuit: the edges that are in.
         scores: a score for every edge; ``None`` where the file has none.
         nodes: the writers that are in.
-        node_scores: a score for every writer, ``nan`` where it was not scored and is always kept; ``None`` where the
-            file has none.
+        node_scores: a score for every writer, infinite where the file has NaN, which MIB always keeps; ``None`` where
+            the file has none.
     """
 
     circuit: Circuit
@@ -112,8 +112,12 @@ def from_mib(path: str | Path, model: Any) -> MibFile:
         circuit=Circuit(edges, content.edges_in, told),
         scores=None if content.edge_scores is None else Scores(edges, content.edge_scores, told),
         nodes=Circuit(nodes, content.nodes_in, told),
-        node_scores=None if content.node_scores is None else Scores(nodes, content.node_scores, told),
+        node_scores=None if content.node_scores is None else Scores(nodes, _always_kept(content.node_scores), told),
     )
+
+
+def _always_kept(scores: Float[Tensor, "writer"]) -> Float[Tensor, "writer"]:
+    return torch.where(scores.isnan(), torch.inf, scores)
 
 
 # ---- what is written
