@@ -50,6 +50,15 @@ def test_to_the_finest_and_back_are_the_scores(convention: Convention) -> None:
     assert torch.allclose(tp.convert(fine, convention, reduce="mean").values, scores.values)
 
 
+def test_samples_go_along() -> None:
+    scores = Scores.mean_of([random_scores(Graph(GROUPED), seed) for seed in range(3)])
+    fine = tp.convert(scores, FINEST)
+    assert fine.samples is not None
+    assert torch.allclose(fine.samples.mean(0), fine.values)
+    for seed in range(3):
+        assert torch.equal(fine.samples[seed], tp.convert(random_scores(Graph(GROUPED), seed), FINEST).values)
+
+
 def test_copies_are_of_the_edges_with_the_same_meaning() -> None:
     """Checked by names, which the conversion itself does not use."""
     scores = random_scores(Graph(GROUPED))

@@ -173,6 +173,17 @@ def test_nodes_come_back_with_the_edges_between_them(tmp_path: Path, ending: str
     ]
 
 
+def test_nodes_without_a_score_are_kept_first(tmp_path: Path) -> None:
+    model, data = by_hand(tmp_path)
+    tensors = as_tensors(data)
+    scores = torch.arange(len(tensors["src_nodes"])).float()
+    scores[3] = torch.nan
+    torch.save({**tensors, "nodes_scores": scores}, tmp_path / "n.pt")
+    found = tp.from_mib(tmp_path / "n.pt", model).node_scores
+    assert found is not None
+    assert found.top(2).names == [tensors["src_nodes"][3], tensors["src_nodes"][-1]]
+
+
 def test_a_circuit_file_without_scores_is_read(tmp_path: Path) -> None:
     model, data = by_hand(tmp_path)
     inside = {name: {"in_graph": True} for name in ("input->m0", "m0->logits")}

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tlprune.gates import StraightThrough as StraightThrough
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
+    from tlprune.interop.acdc import from_acdc as from_acdc
+    from tlprune.interop.auto_circuit import from_auto_circuit as from_auto_circuit
+    from tlprune.interop.edge_pruning import from_edge_pruning as from_edge_pruning
     from tlprune.interop.mib import MibFile as MibFile
     from tlprune.interop.mib import from_mib as from_mib
     from tlprune.interop.mib import to_mib as to_mib
@@ -107,6 +110,9 @@ _HOMES = {
     "StraightThrough": "gates",
     "Convention": "graph",
     "Graph": "graph",
+    "from_acdc": "interop.acdc",
+    "from_auto_circuit": "interop.auto_circuit",
+    "from_edge_pruning": "interop.edge_pruning",
     "MibFile": "interop.mib",
     "from_mib": "interop.mib",
     "to_mib": "interop.mib",

@@ -57,20 +57,29 @@ def convert(found: Circuit | Scores, convention: Convention, *, reduce: Reduce |
         >>> convert(apart, Convention()) == shared
         True
     """
-    graph = found.graph
-    target = Graph(graph.architecture, convention)
-    values = found.kept.float() if isinstance(found, Circuit) else found.values
     _check_reduce(found, reduce)
-    part, spans = found.sites.part("edges"), found.sites.spans
-    rows = [_converted(found, row, graph, target, reduce) for row in values[part].unflatten(0, (-1, len(graph)))]
-    joined = torch.cat([values[: part.start], *rows, values[part.stop :]])
-    edges: Group = Spanned(target, spans) if isinstance(found.sites.group("edges"), Spanned) else target
-    sites = Sites(tuple(edges if group.kind == "edges" else group for group in found.sites.groups))
-    told = {"from": str(graph.convention), "to": str(convention), "reduce": reduce}
+    move = Move(found.graph, Graph(found.graph.architecture, convention), reduce)
+    sites = _sites(found.sites, move.target)
+    told = {"from": str(found.graph.convention), "to": str(convention), "reduce": reduce}
     provenance = {**found.provenance, "convention": asdict(convention), "converted": told}
     if isinstance(found, Circuit):
-        return Circuit(sites, joined > 0, provenance)
-    return Scores(sites, joined, provenance)
+        move.check_circuit(found)
+        return Circuit(sites, _moved(found.sites, found.kept.float(), move) > 0, provenance)
+    move.check_scores()
+    samples = None if found.samples is None else torch.stack([_moved(found.sites, one, move) for one in found.samples])
+    return Scores(sites, _moved(found.sites, found.values, move), provenance, samples)
+
+
+def _sites(sites: Sites, target: Graph) -> Sites:
+    """The same sites with the edges of another graph."""
+    edges: Group = Spanned(target, sites.spans) if isinstance(sites.group("edges"), Spanned) else target
+    return Sites(tuple(edges if group.kind == "edges" else group for group in sites.groups))
+
+
+def _moved(sites: Sites, values: Float[Tensor, "site"], move: Move) -> Float[Tensor, "other"]:
+    part = sites.part("edges")
+    rows = [move(row) for row in values[part].unflatten(0, (-1, len(move.graph)))]
+    return torch.cat([values[: part.start], *rows, values[part.stop :]])
 
 
 def _check_reduce(found: Circuit | Scores, reduce: str | None) -> None:
@@ -82,43 +91,63 @@ def _check_reduce(found: Circuit | Scores, reduce: str | None) -> None:
         )
 
 
-def _converted(
-    found: Circuit | Scores, values: Float[Tensor, "edge"], graph: Graph, target: Graph, reduce: Reduce | None
-) -> Float[Tensor, "other"]:
-    finest = _finest(graph)
-    # Each pair of an edge here and the edge there that it becomes, once, however many finer edges it goes by.
-    source, place = torch.stack([places(finest, graph), places(finest, target)]).unique(dim=1)
-    moved = torch.where(source == ALWAYS, 1.0, values[source.clamp(min=0)])
-    _check_always(found, moved, source, place)
-    counted = place != ALWAYS
-    moved, place = moved[counted], place[counted]
-    low, high = (_reduced(moved, place, len(target), way) for way in ("amin", "amax"))
-    if reduce is None and not torch.equal(low, high):
-        index = int((low != high).nonzero()[0])
-        raise ValueError(
-            f"Under {target.convention} several edges become one and must agree, but those of {target.name(index)!r} "
-            f"range from {float(low[index]):g} to {float(high[index]):g}. Give reduce='max', 'min' or, of scores, "
-            "'mean' or 'sum'."
-        )
-    return _reduced(moved, place, len(target), {"max": "amax", None: "amax", "min": "amin"}.get(reduce, reduce))
+class Move:
+    """Which edges of one graph become which of another of the same model.
 
+    Attributes:
+        graph: where values are.
+        target: where they go.
+        reduce: what several that become one give.
+        source: numbers of edges in ``graph``, each with every edge that it becomes, once; -1 for one not counted there.
+        place: these edges in ``target``; -1 where they are not counted.
+    """
 
-def _reduced(values: Tensor, place: Tensor, count: int, way: str | None) -> Tensor:
-    return torch.zeros(count, dtype=values.dtype).scatter_reduce(0, place, values, str(way), include_self=False)
+    def __init__(self, graph: Graph, target: Graph, reduce: Reduce | None) -> None:
+        self.graph, self.target, self.reduce = graph, target, reduce
+        finest = _finest(graph)
+        pairs = torch.stack([places(finest, graph), places(finest, target)])
+        self.source, self.place = pairs.unique(dim=1)
 
+    def __call__(self, values: Float[Tensor, "edge"]) -> Float[Tensor, "other"]:
+        """Values on the target; a ValueError where some that become one differ and nothing says what they become."""
+        counted = self.place != ALWAYS
+        moved, place = self._sent(values)[counted], self.place[counted]
+        low, high = (self._reduced(moved, place, way) for way in ("amin", "amax"))
+        if self.reduce is None and not torch.equal(low, high):
+            index = int((low != high).nonzero()[0])
+            raise ValueError(
+                f"Under {self.target.convention} several edges become one and must agree, but those of "
+                f"{self.target.name(index)!r} range from {float(low[index]):g} to {float(high[index]):g}. Give "
+                "reduce='max', 'min' or, of scores, 'mean' or 'sum'."
+            )
+        ways = {None: "amax", "max": "amax", "min": "amin", "mean": "mean", "sum": "sum"}
+        return self._reduced(moved, place, ways[self.reduce])
 
-def _check_always(found: Circuit | Scores, moved: Tensor, source: Tensor, place: Tensor) -> None:
-    """Embeddings that are always there can stand only against a circuit that has all their edges."""
-    if isinstance(found, Scores) and bool(((source == ALWAYS) != (place == ALWAYS)).any()):
-        raise ValueError(
-            "Scores need a number for every edge that is counted, but of the two conventions one counts edges from "
-            "embeddings and the other does not (embeddings='kept'). Score under the convention that you need."
-        )
-    if bool((moved[place == ALWAYS] <= 0).any()):
-        raise ValueError(
-            "Under embeddings='kept' every edge from an embedding is in the circuit, but this one lacks some. "
-            "Convert to 'merged' or 'separate'."
-        )
+    def _sent(self, values: Tensor) -> Tensor:
+        """The value of each pair; 1 for edges that are always there."""
+        return torch.where(self.source == ALWAYS, 1.0, values[self.source.clamp(min=0)])
+
+    def _reduced(self, values: Tensor, place: Tensor, way: str) -> Tensor:
+        empty = torch.zeros(len(self.target), dtype=values.dtype)
+        return empty.scatter_reduce(0, place, values, way, include_self=False)
+
+    def check_scores(self) -> None:
+        """Raise a ValueError if one graph counts edges from embeddings and the other does not."""
+        if bool(((self.source == ALWAYS) != (self.place == ALWAYS)).any()):
+            raise ValueError(
+                "Scores need a number for every edge that is counted, but of the two conventions one counts edges from "
+                "embeddings and the other does not (embeddings='kept'). Score under the convention that you need."
+            )
+
+    def check_circuit(self, circuit: Circuit) -> None:
+        """Raise a ValueError if edges from embeddings will always be there but are not in the circuit."""
+        always = self.place == ALWAYS
+        rows = circuit.kept[circuit.sites.part("edges")].unflatten(0, (-1, len(self.graph)))
+        if not all(bool((self._sent(row.float())[always] > 0).all()) for row in rows):
+            raise ValueError(
+                "Under embeddings='kept' every edge from an embedding is in the circuit, but this one lacks some. "
+                "Convert to 'merged' or 'separate'."
+            )
 
 
 # ---- the edges that no convention tells further apart

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
@@ -16,6 +15,7 @@ from tlprune.conventions import convert
 from tlprune.graph import LOGITS, Graph
 from tlprune.interop.mib_content import Content, content_of, read, write
 from tlprune.interop.mib_models import Shape
+from tlprune.interop.reading import record
 from tlprune.scores import Scores
 from tlprune.sites import Nodes, Sites
 
@@ -28,8 +28,8 @@ class MibFile:
         circuit: the edges that are in.
         scores: a score for every edge; ``None`` where the file has none.
         nodes: the writers that are in.
-        node_scores: a score for every writer, ``nan`` where it was not scored and is always kept; ``None`` where the
-            file has none.
+        node_scores: a score for every writer, infinite where the file has NaN, which MIB always keeps; ``None`` where
+            the file has none.
     """
 
     circuit: Circuit
@@ -107,18 +107,17 @@ def from_mib(path: str | Path, model: Any) -> MibFile:
         content = content_of(data, graph, path)
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not laid out as MIB's files are ({error!r}). Save it again.") from error
-    edges, nodes, told = Sites((graph,)), Sites((Nodes("nodes", graph.writers),)), file_record(path, "MIB")
+    edges, nodes, told = Sites((graph,)), Sites((Nodes("nodes", graph.writers),)), record(path, "MIB")
     return MibFile(
         circuit=Circuit(edges, content.edges_in, told),
         scores=None if content.edge_scores is None else Scores(edges, content.edge_scores, told),
         nodes=Circuit(nodes, content.nodes_in, told),
-        node_scores=None if content.node_scores is None else Scores(nodes, content.node_scores, told),
+        node_scores=None if content.node_scores is None else Scores(nodes, _always_kept(content.node_scores), told),
     )
 
 
-def file_record(path: Path, kind: str) -> dict[str, Any]:
-    """Provenance of what was read from another tool's file."""
-    return {"file": {"format": kind, "name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}}
+def _always_kept(scores: Float[Tensor, "writer"]) -> Float[Tensor, "writer"]:
+    return torch.where(scores.isnan(), torch.inf, scores)
 
 
 # ---- what is written

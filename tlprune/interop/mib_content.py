@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from tlprune.files import write_whole
 from tlprune.graph import LOGITS, Graph
+from tlprune.interop.reading import load_json, load_tensors, reading
 
 SHAPE = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
 KEYS = {
@@ -53,26 +53,12 @@ def write(content: Content, graph: Graph, path: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """What the file says, as it says it; no code in it is run."""
     _check_ending(path)
-    try:
-        data = json.loads(path.read_text()) if path.suffix == ".json" else load_tensors(path)
-    except OSError as error:
-        raise ValueError(f"Cannot read {path}: {error.strerror}. Give an existing file.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a file of MIB's circuit track: {error}. Give a whole one.") from None
+    data = reading(path, "a file of MIB's circuit track", load_json if path.suffix == ".json" else load_tensors)
     missing = [key for key in KEYS[path.suffix] if not isinstance(data, dict) or key not in data]
     if missing or not isinstance(data["cfg"], dict) or not {*SHAPE} <= {*data["cfg"]}:
         wanted = ", ".join(KEYS[path.suffix])
         raise ValueError(f"{path} needs {wanted}, and in cfg {', '.join(SHAPE)}. Give a file of MIB's circuit track.")
     return data
-
-
-def load_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote, without running code that the file names; a ValueError if it cannot be had so."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"it is cut, or holds more than tensors and plain data ({reason})") from None
 
 
 def content_of(data: Mapping[str, Any], graph: Graph, path: Path) -> Content:

@@ -16,7 +16,15 @@ from tlprune.tasks.labelled.classifying import classification
 from tlprune.tasks.labelled.data import Labelled, read_labelled
 from tlprune.tasks.labelled.known import KNOWN, Columns, DataSet, Part
 from tlprune.tasks.labelled.named import cola, hans, mnli, mnli_subset, paws, paws_qqp, qqp, sst2, stsb
+from tlprune.tasks.mib.building import mib
+from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
+
+
+def _of_mib(name: str) -> Callable[..., Task]:
+    """A task of MIB by name; its splits are MIB's own, so a seed has nothing to choose."""
+    return lambda model, *, seed=0, **options: mib(name, model, **options)
+
 
 TASKS: dict[str, Callable[..., Task]] = {
     "ioi": ioi,
@@ -33,6 +41,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "hans": hans,
     "paws": paws,
     "paws-qqp": paws_qqp,
+    **{f"mib-{name}": _of_mib(name) for name in MIB_TASKS},
 }
 
 
@@ -49,6 +58,7 @@ def task_builder(name: str) -> Callable[..., Task]:
 
 __all__ = [
     "KNOWN",
+    "MIB_TASKS",
     "TASKS",
     "Columns",
     "DataSet",
@@ -64,6 +74,7 @@ __all__ = [
     "induction",
     "ioi",
     "jsonl",
+    "mib",
     "mnli",
     "mnli_subset",
     "paws",

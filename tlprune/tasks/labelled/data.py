@@ -99,7 +99,7 @@ def read_labelled(data: str | DataSet, part: str = "train", *, source: Any = Non
     known = described(data)
     if part not in known.parts:
         raise ValueError(f"{known.name} has the parts {', '.join(known.parts)} but {part!r} was asked for. Name one.")
-    return _labelled(known, _rows(known, part, source))
+    return _labelled(known, rows_of(known, part, source))
 
 
 def described(data: str | DataSet) -> DataSet:
@@ -114,9 +114,10 @@ def described(data: str | DataSet) -> DataSet:
 # ---- where rows come from
 
 
-def _rows(data: DataSet, part: str, source: Any) -> Iterable[Found]:
+def rows_of(data: DataSet, part: str, source: Any) -> Iterable[Found]:
+    """The rows of one part: of the source, of the folder of this name in ``$TLPRUNE_DATA``, or of the hub."""
     if isinstance(source, Mapping):
-        return _rows(data, part, _part_of(source, data.parts[part], part))
+        return rows_of(data, part, _part_of(source, data.parts[part], part))
     if source is not None and not isinstance(source, (str, Path)):
         return rows_of_dataset(source, f"{data.name} {part}")
     folder = Path(source) if source is not None else folder_of(data)

@@ -1,0 +1,1 @@
+"""The tasks of the circuit track of MIB, the Mechanistic Interpretability Benchmark."""
