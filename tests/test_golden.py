@@ -19,9 +19,11 @@ from tlprune.circuit import Circuit
 from tlprune.learning.correlations import ranks
 from tlprune.learning.objectives import divergence, logit_difference
 from tlprune.masking.cache import reference_predictions
+from tlprune.task import Stream, Task, Tokenisation
 
 EAP_IG, ACDC, EDGE_PRUNING = golden("eap_ig"), golden("acdc"), golden("edge_pruning")
 BATCH, HEADS = golden_batch(), SIZES["n_head"]
+TASK = Task("golden", {"main": Stream(BATCH, BATCH, BATCH)}, Tokenisation(prepend_bos=False))
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,7 @@ def assert_same_scores(ours: Tensor, name: str, model: Any) -> None:
 
 
 def test_eap_scores_are_those_of_eap_ig(model: Any) -> None:
-    mask = torch.ones(len(tp.edges(model)), dtype=torch.float64, requires_grad=True)
-    logits = tp.Masked(model, tp.Masks(tp.edges(model)))(BATCH, mask=mask)
-    loss = -logit_difference(logits, BATCH).mean()
-    assert_same_scores(-torch.autograd.grad(loss, mask)[0], "EAP", model)
+    assert_same_scores(tp.EAP().score(model, TASK).values, "EAP", model)
 
 
 def test_a_circuit_has_the_effective_edges_and_logit_differences_of_eap_ig(model: Any) -> None:
