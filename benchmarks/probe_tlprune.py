@@ -1,6 +1,6 @@
 """CPU seconds of tlprune on the work of the other probes; started by ``benchmarks.peers``.
 
-- ``eap``: the gradient of edge masks at 1, its corrupted run included, nothing cached.
+- ``eap``: attribution of all edges of the logit difference, its corrupted run included, nothing cached.
 - ``circuit``: one circuit of a twentieth of the edges, its corrupted run included.
 - ``subnetwork_probing``: a later training step of edge masks with a penalty on their expected number; what replaces
   ablated activations is known by then.
@@ -16,7 +16,6 @@ import torch
 import tlprune as tp
 from benchmarks.probing import Job, Work, plain_step, run_probe, timed
 from tlprune.circuit import Circuit
-from tlprune.learning.objectives import logit_difference
 from tlprune.models.transformer_lens import build
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
@@ -27,20 +26,15 @@ def prepare(job: Job) -> dict[str, Work]:
     model, batch = build(**job.shape).eval().requires_grad_(False), prompts(job)
     sites = tp.edges(model)
     kept = torch.arange(len(sites)) % 20 == 0
-    training = steps(model, batch)
+    task = Task("random", {"main": Stream(batch, batch, batch)}, Tokenisation(prepend_bos=False))
+    training = steps(model, task)
     next(training)  # fills the caches
     return {
         "plain_step": plain_step(model, batch.clean.ids),
-        "eap": timed(lambda: mask_gradient(model, batch)),
+        "eap": timed(lambda: tp.EAP(batch_size=job.batch).score(model, task)),
         "circuit": timed(lambda: run_circuit(model, Circuit(sites, kept), batch)),
         "subnetwork_probing": timed(lambda: next(training)),
     }
-
-
-def mask_gradient(model: Any, batch: Batch) -> None:
-    mask = torch.ones(len(tp.edges(model)), requires_grad=True)
-    logits = tp.Masked(model, tp.Masks(tp.edges(model)))(batch, mask=mask)
-    torch.autograd.grad(logit_difference(logits, batch).mean(), mask)
 
 
 @torch.no_grad()
@@ -48,12 +42,10 @@ def run_circuit(model: Any, circuit: Circuit, batch: Batch) -> None:
     tp.Masked(model, circuit)(batch)
 
 
-def steps(model: Any, batch: Batch) -> Iterator[tp.Step]:
-    stream = Stream(batch, batch, batch)
-    discovery = Task("random", {"main": stream}, Tokenisation(prepend_bos=False)).discovery
+def steps(model: Any, task: Task) -> Iterator[tp.Step]:
     masked = tp.Masked(model, tp.Masks(tp.edges(model)))
     penalty: Any = tp.Penalty(10.0)
-    return tp.steps(masked, discovery, budget=penalty, steps=STEPS, batch_size=len(batch))
+    return tp.steps(masked, task.discovery, budget=penalty, steps=STEPS, batch_size=len(task.test))
 
 
 def prompts(job: Job) -> Batch:
