@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tlprune import schedules as schedules
     from tlprune import tasks as tasks
+    from tlprune import truths as truths
     from tlprune.circuit import Circuit as Circuit
     from tlprune.drawing import draw as draw
     from tlprune.evaluation.baselines import Evaluation as Evaluation
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
+    from tlprune.truths import truth as truth
 
 __version__ = "0.1.0"
 
@@ -77,6 +79,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "schedules": "schedules",
     "tasks": "tasks",
+    "truths": "truths",
     "Circuit": "circuit",
     "draw": "drawing",
     "Evaluation": "evaluation.baselines",
@@ -139,6 +142,7 @@ _HOMES = {
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",
+    "truth": "truths",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -147,7 +151,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tlprune' has no attribute {name!r}")
     home = importlib.import_module(f"tlprune.{_HOMES[name]}")
-    value = home if _HOMES[name] == name and name in ("schedules", "tasks") else getattr(home, name)
+    value = home if _HOMES[name] == name and name in ("schedules", "tasks", "truths") else getattr(home, name)
     globals()[name] = value
     return value
 
