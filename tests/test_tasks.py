@@ -245,7 +245,7 @@ def test_equal_lengths_need_no_mask(testbed):
     assert batch.corrupt.attention_mask is None
 
 
-@pytest.mark.parametrize("name", TEXT_TASKS)
+@pytest.mark.parametrize("name", [*TEXT_TASKS, "docstring"])
 def test_every_task_builds_for_the_tokenizer_of_gpt2(gpt2, name):
     task = TASKS[name](gpt2, **SIZES)
     for batch in splits(task):

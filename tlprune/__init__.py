@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tlprune import schedules as schedules
     from tlprune import tasks as tasks
     from tlprune.benchmarking.running import benchmark as benchmark
+    from tlprune import truths as truths
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
+    from tlprune.truths import truth as truth
 
 __version__ = "0.1.0"
 
@@ -93,6 +95,7 @@ _HOMES = {
     "schedules": "schedules",
     "tasks": "tasks",
     "benchmark": "benchmarking.running",
+    "truths": "truths",
     "Circuit": "circuit",
     "convert": "conventions",
     "draw": "drawing",
@@ -169,6 +172,7 @@ _HOMES = {
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",
+    "truth": "truths",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -177,7 +181,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tlprune' has no attribute {name!r}")
     home = importlib.import_module(f"tlprune.{_HOMES[name]}")
-    value = home if _HOMES[name] == name and name in ("schedules", "tasks") else getattr(home, name)
+    value = home if _HOMES[name] == name and name in ("schedules", "tasks", "truths") else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -25,7 +25,7 @@ class Run:
 
     Attributes:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
-        task: ioi, gendered-pronoun, greater-than, induction, planted, a file of prompts that ends in .jsonl, MIB's
+        task: ioi, gendered-pronoun, greater-than, induction, docstring, planted, a file of prompts that ends in .jsonl, MIB's
             mib-ioi, mib-mcqa, mib-arithmetic-addition, mib-arithmetic-subtraction, mib-arc-easy, mib-arc-challenge, or
             for models that classify sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws, paws-qqp.
         method: eap, edge-pruning, random.

@@ -109,10 +109,29 @@ def planted(name: str = "induction", *, seed: int = 0) -> Planted:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{seed}".encode()))
     wiring = WIRINGS[name](generator)
     model = _empty_model(name)
+    # Told to TransformerLens before, it would seed the whole process.
+    model.cfg.seed = seed
     _fill(model, wiring, generator)
     provenance = {"source": "construction", "name": f"{PREFIX}{name}", "seed": seed, "ablation": {"name": "resample"}}
     circuit = Circuit.from_edges(model, wiring.edges, provenance=provenance)
     return Planted(model, planted_task(model), circuit, wiring.explanation)
+
+
+def planted_circuit(model: Any) -> Circuit:
+    """The true edges of a planted model, told by its ``cfg.model_name`` and ``cfg.seed``.
+
+    Args:
+        model: the model of a :class:`Planted`.
+
+    Raises:
+        ValueError: the model is not a planted one.
+
+    Example:
+        >>> gate = planted("or", seed=3)
+        >>> planted_circuit(gate.model) == gate.circuit
+        True
+    """
+    return planted(_name_of(model), seed=model.cfg.seed).circuit
 
 
 def planted_task(model: Any, *, seed: int = 0) -> Task:
@@ -130,13 +149,17 @@ def planted_task(model: Any, *, seed: int = 0) -> Task:
         >>> task.name, len(task.discovery.train()), len(task.discovery.validation()), len(task.test)
         ('planted-copy', 96, 32, 64)
     """
+    return build_task(_name_of(model), seed=seed)
+
+
+def _name_of(model: Any) -> str:
     name = str(getattr(getattr(model, "cfg", None), "model_name", ""))
     if name.removeprefix(PREFIX) not in WIRINGS or not name.startswith(PREFIX):
         raise ValueError(
-            f"A planted task needs a planted model ({', '.join(PREFIX + known for known in WIRINGS)}) but this one "
-            f"is {name or type(model).__name__!r}. Build one with planted(name).model."
+            f"A planted task or truth needs a planted model ({', '.join(PREFIX + known for known in WIRINGS)}) but "
+            f"this one is {name or type(model).__name__!r}. Build one with planted(name).model."
         )
-    return build_task(name.removeprefix(PREFIX), seed=seed)
+    return name.removeprefix(PREFIX)
 
 
 def _check_name(name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tlprune.choices import choice
 from tlprune.models.planted import planted_task
 from tlprune.task import Task
+from tlprune.tasks.docstring import docstring
 from tlprune.tasks.gendered_pronoun import gendered_pronoun
 from tlprune.tasks.greater_than import greater_than
 from tlprune.tasks.induction import induction
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gendered-pronoun": gendered_pronoun,
     "greater-than": greater_than,
     "induction": induction,
+    "docstring": docstring,
     "planted": planted_task,
     "sst2": sst2,
     "cola": cola,
@@ -67,6 +69,7 @@ __all__ = [
     "Part",
     "classification",
     "cola",
+    "docstring",
     "from_pairs",
     "gendered_pronoun",
     "greater_than",
