@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
+    from tlprune.methods.patching import EdgePatching as EdgePatching
+    from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
     from tlprune.models.bridge import bridge as bridge
@@ -120,6 +122,8 @@ _HOMES = {
     "nodes": "masking.sites",
     "weights": "masking.sites",
     "EdgePruning": "methods.edge_pruning",
+    "EdgePatching": "methods.patching",
+    "NodePatching": "methods.patching",
     "method_from": "methods.provenance",
     "Random": "methods.random",
     "bridge": "models.bridge",

@@ -26,8 +26,9 @@ class Run:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
         task: ioi, gendered-pronoun, greater-than, induction, planted, a file of prompts that ends in .jsonl, or for
             models that classify sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws, paws-qqp.
-        method: edge-pruning, random.
-        out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
+        method: edge-pruning, edge-patching, node-patching, random.
+        out: directory for circuit.json, metrics.jsonl, circuit.html (of edges) and evaluation.json; by default a new
+            one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
     """
@@ -124,7 +125,8 @@ def discover(run: Run, method: Any) -> None:
     circuit.save(out / "circuit.json")
     figures = evaluate(model, circuit, task)
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
-    draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
+    if "edges" in circuit.sites.kinds:
+        draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
     print(f"wrote {', '.join(name for name in FILES if (out / name).exists())} to {out}/")
     print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')

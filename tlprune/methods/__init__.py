@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from tlprune.methods.edge_pruning import EdgePruning
+from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
 
 METHODS = {
     "edge-pruning": EdgePruning,
+    "edge-patching": EdgePatching,
+    "node-patching": NodePatching,
     "random": Random,
 }
