@@ -73,6 +73,7 @@ OBJECTIVES = {
     "complement": ({"objective": tp.LogitDifference(run="complement")}, "is of the complement"),
 }
 PATCHING = BATCHES | OBJECTIVES
+GRADIENTS = PATCHING | {"flat": ({"objective": tp.KL()}, "KL from the full model is 0 and flat there")}
 # One entry for each method: all that adding one to the contract takes.
 ROWS = {
     "edge-pruning": Row(
@@ -109,6 +110,28 @@ ROWS = {
         size=6,
         total=11,
         bad={"percent": ({"sparsity": 95}, "give 0.95"), **PATCHING},
+    ),
+    "atp": Row(
+        exact=lambda nodes: tp.AtP(nodes=nodes),
+        quick=tp.AtP(nodes=6, batch_size=3),
+        random=False,
+        kind="nodes",
+        size=6,
+        total=11,
+        bad={
+            "percent": ({"sparsity": 95}, "give 0.95"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+            **GRADIENTS,
+        },
+    ),
+    "hisp": Row(
+        exact=lambda nodes: tp.HISP(nodes=nodes),
+        quick=tp.HISP(nodes=5),
+        random=False,
+        kind="nodes",
+        size=5,
+        total=8,
+        bad={"percent": ({"sparsity": 95}, "give 0.95"), **GRADIENTS},
     ),
 }
 each_method = pytest.mark.parametrize("name", METHODS)

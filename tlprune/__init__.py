@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import neurons as neurons
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
+    from tlprune.methods.atp import AtP as AtP
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
+    from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
@@ -121,7 +123,9 @@ _HOMES = {
     "neurons": "masking.sites",
     "nodes": "masking.sites",
     "weights": "masking.sites",
+    "AtP": "methods.atp",
     "EdgePruning": "methods.edge_pruning",
+    "HISP": "methods.hisp",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
     "method_from": "methods.provenance",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tlprune.methods.atp import AtP
 from tlprune.methods.edge_pruning import EdgePruning
+from tlprune.methods.hisp import HISP
 from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
 
@@ -10,5 +12,7 @@ METHODS = {
     "edge-pruning": EdgePruning,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,
+    "atp": AtP,
+    "hisp": HISP,
     "random": Random,
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tlprune.backends.activations import Activations
+from tlprune.backends.activations import Activations, Point
 from tlprune.learning.objectives import KL, Objective, SquaredError, Sum
-from tlprune.masking.cache import RunCache
+from tlprune.masking.cache import RunCache, predictions
+from tlprune.masking.installing import refuse_installed
 from tlprune.masking.masked import Masked
+from tlprune.masking.nodes import node_edits
 from tlprune.task import Batch
 
 
@@ -95,37 +97,43 @@ def _logits(masked: Masked, masks: Tensor, examples: Batch, pairs: Tensor, cache
 
 def slopes(
     masked: Masked,
-    mask: Float[Tensor, "site"],
+    points: Float[Tensor, "point site"],
     examples: Batch,
     objective: Objective,
     *,
-    cache: RunCache,
     batch_size: int,
+    dropped: int | None = None,
     progress: bool = False,
-    differences: bool = False,
 ) -> Float[Tensor, "example site"]:
-    """Each example's share of ``-dL/dm``, so that shares add up to the gradient over all examples.
+    """``(x~ - x) . dL/dx`` of each node and example, the mean over points; over examples they add up to that of ``L``.
+
+    ``x`` is the activation of the clean run and ``x~`` what replaces it, wherever the gradient is taken. In the clean
+    run itself, with all masks 1, this is ``-dL/dm``, and costs one pass without gradients for ``x~``, where it is not
+    the same for all prompts, and one forward and backward. Elsewhere ``x`` takes another pass without gradients.
 
     Args:
         masked: the model; its own masks are not used.
-        mask: where the gradient is taken.
+        points: mask values at which the gradient is taken.
         examples: numbered from 0.
         objective: ``L``, a mean over examples.
-        cache: of these examples.
         batch_size: examples per forward and backward pass.
+        dropped: a layer through whose heads and MLP no gradient passes.
         progress: whether to show a progress bar.
-        differences: what a mask value takes away is ``x - x~`` of the run on the clean prompt, wherever in mask space
-            the gradient is taken, instead of that of the run itself; one more forward pass.
     """
-    found = []
+    refuse_installed(masked.model)
+    points = points.to(masked.backend.device, torch.promote_types(masked.backend.dtype, torch.float32))
+    cache, whole, found = masked.cache(examples), bool((points == 1).all()), []
     for batch in bar(list(examples.split(batch_size)), progress):
         replaced = cache.replaced(batch)
-        if differences and not replaced.relative:
-            replaced = _changes(masked, batch, replaced)
-        own = mask.to(masked.backend.device).expand(len(batch), -1).clone().requires_grad_()
-        loss = objective(masked(batch, mask=own, replaced=replaced), batch, cache.reference(batch))
-        (gradient,) = torch.autograd.grad(loss, own)
-        found.append(-gradient.cpu() * len(batch) / len(examples))
+        replaced = replaced if whole or replaced.relative else _changes(masked, batch, replaced)
+        shares = torch.zeros(len(batch), len(masked.sites))
+        for point in points:
+            mask = point.expand(len(batch), -1).clone().requires_grad_()
+            logits = _run(masked, batch, mask, replaced, dropped)
+            reference = predictions(logits.detach()) if whole else cache.reference(batch)
+            (gradient,) = torch.autograd.grad(objective(logits, batch, reference), mask)
+            shares = shares - gradient.cpu() * len(batch) / len(examples) / len(points)
+        found.append(shares)
     return torch.cat(found)
 
 
@@ -133,7 +141,34 @@ def _changes(masked: Masked, batch: Batch, replaced: Activations) -> Activations
     """What is added to each activation of the clean run to replace it: ``x~ - x``."""
     clean = masked.backend.observe(batch.clean, masked.wanted)
     changes = [other - own for other, own in zip(replaced.tensors, clean.tensors, strict=True)]
-    return dataclasses.replace(clean.with_tensors(changes), relative=True)
+    return replace(clean.with_tensors(changes), relative=True)
+
+
+def _run(masked: Masked, batch: Batch, mask: Tensor, replaced: Activations, dropped: int | None) -> Tensor:
+    if dropped is None:
+        return masked(batch, mask=mask, replaced=replaced)
+    parts = masked.parts(mask, None)
+    edits = node_edits(masked.sites, parts, replaced, masked.backend.architecture)
+    edits = {point: _detached(edit) if _of_layer(point, dropped) else edit for point, edit in edits.items()}
+    return masked.backend.run(batch.clean, edits, batch.positions)
+
+
+def _of_layer(point: Point, layer: int) -> bool:
+    return point in (("heads", layer), ("mlp", layer))
+
+
+def _detached(edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda value: edit(value.detach())
+
+
+def layer_of(node: str) -> int | None:
+    """The layer of a head or MLP; none of embeddings.
+
+    Example:
+        >>> layer_of("a10.h3"), layer_of("m2"), layer_of("input")
+        (10, 2, None)
+    """
+    return int(node[1:].partition(".")[0]) if node[1:2].isdigit() else None
 
 
 def bar(parts: Sequence[Any], progress: bool) -> Iterator[Any]:
