@@ -53,6 +53,13 @@ def test_evaluate_prints_the_figures_of_the_run_as_json(
     assert low <= printed["rows"][1]["agreement"] <= high
 
 
+def test_methods_of_nodes_are_measured_and_not_drawn(tmp_path: Path) -> None:
+    words = ["--model", "planted-and", "--task", "planted", "--method", "node-patching", "--nodes", "4"]
+    assert main(["discover", *words, "--out", str(tmp_path / "run")]) == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["circuit.json", "evaluation.json"]
+    assert tp.Circuit.load(tmp_path / "run" / "circuit.json").names == tp.planted("and").circuit.nodes
+
+
 def test_a_tasks_own_metrics_are_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["discover", "--model", "testbed", "--task", "greater-than", "--steps", "1", "--out", str(tmp_path / "run")]
     assert main(words) == 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -27,11 +27,15 @@ class Row:
     """How the contract calls one method.
 
     Attributes:
-        exact: from a number of edges, the quickest settings that still find what was planted; ``None`` where nothing
+        exact: from a number of sites, the quickest settings that still find what was planted; ``None`` where nothing
             of the kind is promised.
-        quick: the quickest settings of any kind, with 20 edges; the circuit need not be good.
+        quick: the quickest settings of any kind, with ``size`` sites; the circuit need not be good.
         random: whether another seed gives another circuit.
-        sees: whether the model and its ablation make a difference.
+        kind: the sites that it keeps, and the field that says how many.
+        size: how many the quick settings keep.
+        total: how many there are in a planted model.
+        sees: whether the model makes a difference.
+        replaces: whether what replaces an ablated site makes a difference.
         bad: options that the method refuses when it is built, and what it says of each.
         records: how many records the quick settings write to the metrics file.
     """
@@ -39,11 +43,37 @@ class Row:
     exact: Callable[[int], Any] | None
     quick: Any
     random: bool
+    kind: Literal["edges", "nodes"] = "edges"
+    size: int = 20
+    total: int = 110
     sees: bool = True
+    replaces: bool = True
     bad: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
     records: int = 0
 
+    def of(self, size: int) -> Any:
+        """The quick settings with another number of sites."""
+        return dataclasses.replace(self.quick, **{self.kind: size})
 
+    def truth(self, one: Planted) -> tp.Circuit:
+        """The sites of a planted circuit that the method may find: its edges, or the writers on them."""
+        if self.kind == "edges":
+            return one.circuit
+        sites = self.quick.sites(one.model)
+        known = {sites.name(index) for index in range(len(sites))}
+        return tp.Circuit.from_names(sites, known & {*one.circuit.nodes})
+
+
+BATCHES = {"no examples": ({"batch_size": 0}, "batch_size must be at least 1")}
+OBJECTIVES = {
+    "two objectives": (
+        {"objective": tp.LogitDifference() + tp.CrossEntropy()},
+        "scored by one objective but got a sum",
+    ),
+    "complement": ({"objective": tp.LogitDifference(run="complement")}, "is of the complement"),
+}
+PATCHING = BATCHES | OBJECTIVES
+GRADIENTS = PATCHING | {"flat": ({"objective": tp.KL()}, "KL from the full model is 0 and flat there")}
 # One entry for each method: all that adding one to the contract takes.
 ROWS = {
     "eap": Row(
@@ -74,7 +104,45 @@ ROWS = {
         quick=tp.Random(edges=20),
         random=True,
         sees=False,
+        replaces=False,
         bad={"percent": ({"sparsity": 95}, "give 0.95")},
+    ),
+    "edge-patching": Row(
+        exact=lambda edges: tp.EdgePatching(edges=edges),
+        quick=tp.EdgePatching(edges=20),
+        random=False,
+        bad={"percent": ({"sparsity": 95}, "give 0.95"), **PATCHING},
+    ),
+    "node-patching": Row(
+        exact=lambda nodes: tp.NodePatching(nodes=nodes),
+        quick=tp.NodePatching(nodes=6),
+        random=False,
+        kind="nodes",
+        size=6,
+        total=11,
+        bad={"percent": ({"sparsity": 95}, "give 0.95"), **PATCHING},
+    ),
+    "atp": Row(
+        exact=lambda nodes: tp.AtP(nodes=nodes),
+        quick=tp.AtP(nodes=6, batch_size=3),
+        random=False,
+        kind="nodes",
+        size=6,
+        total=11,
+        bad={
+            "percent": ({"sparsity": 95}, "give 0.95"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+            **GRADIENTS,
+        },
+    ),
+    "hisp": Row(
+        exact=lambda nodes: tp.HISP(nodes=nodes),
+        quick=tp.HISP(nodes=5),
+        random=False,
+        kind="nodes",
+        size=5,
+        total=8,
+        bad={"percent": ({"sparsity": 95}, "give 0.95"), **GRADIENTS},
     ),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -135,19 +203,20 @@ def test_a_method_is_a_frozen_dataclass_that_needs_no_settings(name: str) -> Non
 @pytest.mark.parametrize("planted", ["copy", "induction"])
 @each_method
 def test_what_was_planted_is_found_exactly_at_its_size(name: str, planted: str) -> None:
-    """All true edges rank above all others, which is what an average precision of 1 says."""
+    """All true sites rank above all others, which is what an average precision of 1 says."""
     one, exact = built(planted), ROWS[name].exact
+    truth = ROWS[name].truth(one)
     if exact is None:
         pytest.skip(f"{name} promises to find nothing exactly")
-    method = exact(len(one.circuit))
+    method = exact(len(truth))
     found = method.find(one.model, tp.sealed(one.task))
-    assert found.edges == one.circuit.edges
+    assert found == truth
     if hasattr(method, "score"):
-        assert average_precision(method.score(one.model, tp.sealed(one.task)), one.circuit) == 1
+        assert average_precision(method.score(one.model, tp.sealed(one.task)), truth) == 1
 
 
 def average_precision(scores: tp.Scores, circuit: tp.Circuit) -> float:
-    """Mean, over the true edges, of the share of true ones among those ranked no lower; of ties, the worst order."""
+    """Mean, over the true sites, of the share of true ones among those ranked no lower; of ties, the worst order."""
     true = scores.values[circuit.kept]
     shares = [float((true >= value).sum() / (scores.values >= value).sum()) for value in true]
     return sum(shares) / len(shares)
@@ -236,7 +305,9 @@ def test_provenance_is_plain_and_whole(name: str) -> None:
     assert {*known["method"]} == {"name", *(one.name for one in dataclasses.fields(METHODS[name]))}
     assert known["task"] == task.discovery.provenance
     assert known["model"]["name"] == "llama" and known["model"]["processing"]["dtype"] == "float64"
-    assert known["convention"] == dataclasses.asdict(found.graph.convention)
+    assert found.sites.kinds == (ROWS[name].kind,)
+    edges = ROWS[name].kind == "edges"
+    assert known["convention"] == (dataclasses.asdict(found.graph.convention) if edges else None)
     assert known["seed"] == getattr(METHODS[name](), "seed", None)
     assert {*known["versions"]} == {"tlprune", "torch", "transformer-lens"}
 
@@ -258,7 +329,7 @@ def test_a_circuit_is_refused_on_a_model_with_other_weights(name: str) -> None:
 def test_every_ablation_serves_on_a_grouped_query_model_in_float64(name: str, ablation: str) -> None:
     found, train = quick_circuit(name, ablation), random_task().discovery.train()
     used = {"mean": tp.Mean(train.corrupt)}.get(ablation, ablation_called(ablation))
-    assert len(found) == 20
+    assert len(found) == ROWS[name].size
     assert found.provenance["ablation"] == used.as_dict()
     logits = found.on(shared_model(), ablation=used)(train)
     assert logits.dtype == torch.float64 and bool(logits.isfinite().all())
@@ -271,8 +342,8 @@ def test_every_ablation_serves_on_a_grouped_query_model_in_float64(name: str, ab
 def test_ablations_are_used_and_not_only_recorded(name: str) -> None:
     """At least three of the four make a difference, so no two of the kinds are one."""
     circuits = [quick_circuit(name, ablation) for ablation in ABLATIONS]
-    different = len({tuple(one.edges) for one in circuits})
-    assert different > 2 if ROWS[name].sees else different == 1
+    different = len({tuple(one.names) for one in circuits})
+    assert different > 2 if ROWS[name].replaces else different == 1
 
 
 @each_method
@@ -296,13 +367,13 @@ def test_bad_options_are_refused_at_once(name: str, case: str) -> None:
         METHODS[name](**options)
 
 
-@pytest.mark.parametrize(("edges", "message"), [(111, "lie between 0 and 110"), (-1, "but is -1")])
 @each_method
-def test_sizes_outside_the_graph_are_refused_before_the_model_runs(name: str, edges: int, message: str) -> None:
-    one = tp.planted("copy")
+def test_sizes_outside_the_model_are_refused_before_it_runs(name: str) -> None:
+    one, row = tp.planted("copy"), ROWS[name]
     one.model.hook_dict["hook_embed"].add_hook(lambda value, hook: 1 // 0)
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(ROWS[name].quick, edges=edges).find(one.model, one.task)
+    for size, message in ((row.total + 1, f"lie between 0 and {row.total} "), (-1, "but is -1")):
+        with pytest.raises(ValueError, match=message):
+            row.of(size).find(one.model, one.task)
 
 
 @each_method

@@ -60,7 +60,11 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.eap import EAP as EAP
+    from tlprune.methods.atp import AtP as AtP
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
+    from tlprune.methods.hisp import HISP as HISP
+    from tlprune.methods.patching import EdgePatching as EdgePatching
+    from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
     from tlprune.models.bridge import bridge as bridge
@@ -146,7 +150,11 @@ _HOMES = {
     "nodes": "masking.sites",
     "weights": "masking.sites",
     "EAP": "methods.eap",
+    "AtP": "methods.atp",
     "EdgePruning": "methods.edge_pruning",
+    "HISP": "methods.hisp",
+    "EdgePatching": "methods.patching",
+    "NodePatching": "methods.patching",
     "method_from": "methods.provenance",
     "Random": "methods.random",
     "bridge": "models.bridge",

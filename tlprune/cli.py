@@ -129,7 +129,8 @@ def discover(run: Run, method: Any) -> None:
     circuit.save(out / "circuit.json")
     figures = evaluate(model, circuit, task)
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
-    draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
+    if "edges" in circuit.sites.kinds:
+        draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
     print(f"wrote {', '.join(name for name in FILES if (out / name).exists())} to {out}/")
     print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')

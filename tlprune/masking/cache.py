@@ -93,7 +93,11 @@ def reference_predictions(backend: Backend, batch: Batch) -> Float[Tensor, "exam
 
     Of a model with one output, a regression, that output: its log-probability would be 0 whatever the model says.
     """
-    logits = backend.logits(batch.clean, batch.positions)
+    return predictions(backend.logits(batch.clean, batch.positions))
+
+
+def predictions(logits: Float[Tensor, "example answer vocab"]) -> Float[Tensor, "example answer vocab"]:
+    """Log-probabilities in at least float32; of a regression its output."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if logits.shape[-1] == 1 else logits.log_softmax(-1)
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from tlprune.methods.eap import EAP
+from tlprune.methods.atp import AtP
 from tlprune.methods.edge_pruning import EdgePruning
+from tlprune.methods.hisp import HISP
+from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
 
 METHODS = {
     "eap": EAP,
     "edge-pruning": EdgePruning,
+    "edge-patching": EdgePatching,
+    "node-patching": NodePatching,
+    "atp": AtP,
+    "hisp": HISP,
     "random": Random,
 }

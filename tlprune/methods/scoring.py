@@ -60,7 +60,9 @@ class Scoring(ABC):
         sites, ablation = self.sites(model), ablation_for(discovery, ablation)
         self.count(sites)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
-        return Scores(sites, self.values(model, discovery, sites, ablation, progress=progress), provenance)
+        values = self.values(model, discovery, sites, ablation, progress=progress)
+        _check_numbers(values)
+        return Scores(sites, values, provenance)
 
     def find(
         self, model: Any, task: Task | Discovery, *, ablation: Ablation | None = None, progress: bool = False
@@ -122,6 +124,14 @@ class NodeScoring(Scoring):
 
     def count(self, sites: Sites) -> int:
         return size(self.nodes, self.sparsity, sites)
+
+
+def _check_numbers(values: Tensor) -> None:
+    if bool(values.isnan().any()):
+        raise FloatingPointError(
+            f"{int(values.isnan().sum()):,} of {len(values):,} scores are not numbers, so the model's activations or "
+            "gradients overflow on these examples. Load it in float32, or look for infinities in its weights."
+        )
 
 
 def check_sparsity(sparsity: float, count: int | None) -> None:
