@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import neurons as neurons
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
+    from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
@@ -119,6 +120,7 @@ _HOMES = {
     "neurons": "masking.sites",
     "nodes": "masking.sites",
     "weights": "masking.sites",
+    "ACDC": "methods.acdc",
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
     "Random": "methods.random",

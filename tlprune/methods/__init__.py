@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tlprune.methods.acdc import ACDC
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.random import Random
 
 METHODS = {
+    "acdc": ACDC,
     "edge-pruning": EdgePruning,
     "random": Random,
 }
