@@ -293,19 +293,13 @@ class Graph:
 
         A path may enter a head through q, k or v. Where embeddings are always kept, every reader is reached.
         """
-        alive, needed = self._alive(kept), self.needed(kept)
-        result = torch.zeros_like(kept)
-        for readers in self.readers:
+        alive = self._alive(kept)
+        needed, result = torch.zeros(len(self.writers), dtype=torch.bool), torch.zeros_like(kept)
+        for readers in reversed(self.readers):
             on_path = self.readers_of(readers, needed)[:, None] & readers.block(kept) & alive[: readers.width]
             readers.block(result)[:] = on_path
+            needed[: readers.width] |= on_path.any(0)
         return result
-
-    def needed(self, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "writer"]:
-        """Writers from which a path of kept edges leads to the logits."""
-        needed = torch.zeros(len(self.writers), dtype=torch.bool)
-        for readers in reversed(self.readers):
-            needed[: readers.width] |= (self.readers_of(readers, needed)[:, None] & readers.block(kept)).any(0)
-        return needed
 
     def _alive(self, kept: Tensor) -> Tensor:
         """Writers that some embedding reaches through kept edges."""

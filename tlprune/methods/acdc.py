@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tlprune.circuit import Circuit
 from tlprune.learning.hard_metric import HardMetric, stream_of
 from tlprune.learning.objectives import KL, Objective, Sum
-from tlprune.learning.trials import WholeTrials
+from tlprune.learning.resumed_trials import reach_of, trials_of
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.ablations import ablation_for
@@ -128,8 +128,9 @@ class ACDC:
         about = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         examples = self._first(discovery.train(stream_of(self.objective)))
         metric = HardMetric(model, sites, ablation, examples, self.objective, batch_size=self.batch_size)
-        trials = WholeTrials(metric, batch_size=self.batch_size)
-        search = Search.of(trials, metric, sites.graph, thresholds, rounding=ROUNDING[metric.backend.precision])
+        reach = reach_of(metric)
+        trials = trials_of(metric, reach, batch_size=self.batch_size)
+        search = Search.of(trials, metric, reach, thresholds, rounding=ROUNDING[metric.backend.precision])
         settings = {**about, "thresholds": sorted(set(thresholds)), "versions": None}
         run(search, settings, checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)
         counts = {"counts": asdict(search.counts)}

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tlprune.graph import Graph
 from tlprune.learning.trials import Trials
+from tlprune.masking.reach import Reach
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Search:
     Args:
         trials: the metric of many candidates.
         metric: that of one circuit, exactly as :func:`acdc_plain` is given it.
-        graph: the edges.
+        reach: the edges, and how changes spread along them.
         rounding: how far the two may be apart, relative to the metric's size and to 1 at least.
         waiting: where to begin; the last first.
         done: circuits found so far, by threshold.
@@ -83,14 +83,15 @@ class Search:
         self,
         trials: Trials,
         metric: Callable[[Tensor], float],
-        graph: Graph,
+        reach: Reach,
         *,
         rounding: float,
         waiting: list[Point],
         done: dict[float, Tensor] | None = None,
         counts: Counts | None = None,
     ) -> None:
-        self.trials, self.metric, self.graph, self.rounding = trials, metric, graph, rounding
+        self.trials, self.metric, self.rounding = trials, metric, rounding
+        self.reach, self.graph = reach, reach.graph
         self.waiting, self.done, self.counts = waiting, done or {}, counts or Counts()
         self.width, self.guesses = trials.least, Guesses()
         self._alone: list[tuple[Tensor, float]] = []
@@ -99,15 +100,15 @@ class Search:
     def of(
         trials: Trials,
         metric: Callable[[Tensor], float],
-        graph: Graph,
+        reach: Reach,
         thresholds: Sequence[float],
         *,
         rounding: float,
     ) -> Search:
         """A search from the full circuit on."""
-        everything = torch.ones(graph.n_edges, dtype=torch.bool)
-        start = Point(tuple(sorted(set(thresholds))), everything, graph.n_edges, metric(everything))
-        return Search(trials, metric, graph, rounding=rounding, waiting=[start])
+        everything = torch.ones(reach.graph.n_edges, dtype=torch.bool)
+        start = Point(tuple(sorted(set(thresholds))), everything, reach.graph.n_edges, metric(everything))
+        return Search(trials, metric, reach, rounding=rounding, waiting=[start])
 
     @property
     def total(self) -> int:
@@ -140,7 +141,7 @@ class Search:
         """The next edges to try, all of readers that share their upstream; of dead readers all edges are removed."""
         point = self.waiting[-1]
         readers = next(one for one in reversed(self.graph.readers) if one.start < point.undecided)
-        live = self.graph.readers_of(readers, self.graph.needed(point.kept))
+        live = self.reach.live(readers, self.reach.needed(point.kept))
         kept = point.kept.clone()
         dead = ~live[:, None] & readers.block(kept)
         readers.block(kept)[dead] = False
