@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.atp import AtP as AtP
+    from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.patching import EdgePatching as EdgePatching
@@ -151,6 +152,7 @@ _HOMES = {
     "weights": "masking.sites",
     "EAP": "methods.eap",
     "AtP": "methods.atp",
+    "ACDC": "methods.acdc",
     "EdgePruning": "methods.edge_pruning",
     "HISP": "methods.hisp",
     "EdgePatching": "methods.patching",

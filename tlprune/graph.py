@@ -296,7 +296,7 @@ class Graph:
         alive = self._alive(kept)
         needed, result = torch.zeros(len(self.writers), dtype=torch.bool), torch.zeros_like(kept)
         for readers in reversed(self.readers):
-            on_path = self._needed_readers(readers, needed)[:, None] & readers.block(kept) & alive[: readers.width]
+            on_path = self.readers_of(readers, needed)[:, None] & readers.block(kept) & alive[: readers.width]
             readers.block(result)[:] = on_path
             needed[: readers.width] |= on_path.any(0)
         return result
@@ -309,25 +309,28 @@ class Graph:
             reached = (readers.block(kept) & alive[: readers.width]).any(1)
             if self.convention.embeddings == "kept":
                 reached = torch.ones_like(reached)
-            alive[self._writers_of(readers)] = self._to_writers(readers, reached)
+            alive[self.writers_of(readers)] = self.writers_reached(readers, reached)
         return alive
 
-    def _writers_of(self, readers: Readers) -> slice:
+    def writers_of(self, readers: Readers) -> slice:
+        """The writers that these readers feed: a block's heads, or its MLP."""
         first = self.attention_writers(readers.layer)
         heads = self.architecture.n_heads
         return slice(first, first + heads) if readers.kind == "attention" else slice(first + heads, first + heads + 1)
 
-    def _to_writers(self, readers: Readers, reached: Tensor) -> Tensor:
+    def writers_reached(self, readers: Readers, reached: Bool[Tensor, "reader"]) -> Bool[Tensor, "writer"]:
+        """Which of :meth:`writers_of` some of these readers feed."""
         if readers.kind == "mlp" or self.convention.qkv == "joined":
             return reached
         heads, kv = self.architecture.n_heads, self.n_kv_readers
         q, k, v = reached.split([heads, kv, kv])
         return q | k.repeat_interleave(heads // kv) | v.repeat_interleave(heads // kv)
 
-    def _needed_readers(self, readers: Readers, needed: Tensor) -> Tensor:
+    def readers_of(self, readers: Readers, needed: Bool[Tensor, "writer"]) -> Bool[Tensor, "reader"]:
+        """Which of these readers feed one of some writers; the logits always count."""
         if readers.kind == "logits":
             return torch.ones(1, dtype=torch.bool)
-        nodes = needed[self._writers_of(readers)]
+        nodes = needed[self.writers_of(readers)]
         if readers.kind == "mlp" or self.convention.qkv == "joined":
             return nodes
         kv = nodes.unflatten(0, (self.n_kv_readers, -1)).any(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -242,6 +242,20 @@ class Backend(Protocol):
         """Run the model with every reader's input taken from ``steering``; logits at ``positions``.
 
         Writers are edited before they are told to ``steering``.
+        """
+        ...
+
+    def resume(
+        self,
+        tokens: Tokens,
+        steering: Steering,
+        convention: Convention,
+        positions: Int[Tensor, "example answer"],
+        layers: Sequence[int],
+    ) -> Tensor:
+        """Logits of a run of which ``steering`` knows all but some blocks; these are met in order, others perhaps.
+
+        ``steering.final()`` gives the stream at ``positions`` alone.
         """
         ...
 

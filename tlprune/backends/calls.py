@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -78,6 +78,27 @@ class Runs(ABC):
             logits = self._forward(tokens)
         check_met(edits, met)
         return logits
+
+    def resume(
+        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor, layers: Sequence[int]
+    ) -> Tensor:
+        """All blocks are run, because this model cannot begin in the middle; ``steering`` ignores what it knows."""
+        return self.steer(tokens, Whole(steering, tokens, positions), convention, positions, {})
+
+
+class Whole:
+    """A steering that knows the last stream at the answer positions alone, for a run that takes it whole."""
+
+    def __init__(self, steering: Steering, tokens: Tokens, positions: Int[Tensor, "example answer"]) -> None:
+        self.embedding, self.attention, self.heads = steering.embedding, steering.attention, steering.heads
+        self.mlp_input, self.mlp = steering.mlp_input, steering.mlp
+        self.steering, self.shape, self.positions = steering, tokens.ids.shape, positions
+
+    def final(self) -> Float[Tensor, "example pos d_model"]:
+        stream = self.steering.final()
+        whole = stream.new_zeros(*self.shape, stream.shape[-1])
+        whole[torch.arange(len(whole), device=whole.device)[:, None], self.positions.to(whole.device)] = stream
+        return whole
 
 
 class AttentionReads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -147,11 +147,14 @@ class HookedTransformerBackend(Runs):
         return f"blocks.{layer}.{names[kind]}"
 
     def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
+        return self.model(tokens.ids, attention_mask=self._attention_mask(tokens), **options)
+
+    def _attention_mask(self, tokens: Tokens) -> Tensor | None:
         mask = tokens.attention_mask
         if mask is None and getattr(getattr(self.model, "tokenizer", None), "padding_side", "right") == "left":
             # TransformerLens would guess a mask from the padding token, which is often the first token of a prompt.
-            mask = torch.ones_like(tokens.ids)
-        return self.model(tokens.ids, attention_mask=mask, **options)
+            return torch.ones_like(tokens.ids)
+        return mask
 
     def _embedding_points(self) -> list[str]:
         return ["hook_embed", "hook_pos_embed"] if self.architecture.position_embedding else ["hook_embed"]
@@ -186,12 +189,24 @@ class HookedTransformerBackend(Runs):
     ) -> Iterator[set[Point]]:
         self._refuse_hidden_hooks()
         met: set[Point] = set()
-        hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
+        blocks = self._block_hooks(steering, edits, met, range(self.architecture.n_layers))
+        hooks = [*self._embedding_hooks(steering, convention, edits, met), *blocks]
         hooks.append((self._last_point(), lambda _: select(steering.final(), positions), True))
         norms = [point for point in edits if point[0] in ("mlp_norm", "mlp_post_norm", "final_norm")]
         hooks += [(self._point(point), _edit(edits, point, met, positions), False) for point in norms]
         with hooked(self.model.hook_dict, hooks), self._flags(convention), frozen(self.model):
             yield met
+
+    def resume(
+        self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor, layers: Sequence[int]
+    ) -> Tensor:
+        self._refuse_hidden_hooks()
+        hooks, mask = self._block_hooks(steering, {}, set(), layers), self._attention_mask(tokens)
+        stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
+        with hooked(self.model.hook_dict, hooks), self._flags(convention), frozen(self.model):
+            for layer in layers:
+                self.model(stub, start_at_layer=layer, stop_at_layer=layer + 1, attention_mask=mask)
+            return self.model(steering.final(), start_at_layer=self.architecture.n_layers, attention_mask=mask)
 
     def _embedding_hooks(
         self, steering: Steering, convention: Convention, edits: Edits, met: set[Point]
@@ -205,9 +220,11 @@ class HookedTransformerBackend(Runs):
             result.append((point, lambda x, index=index, edit=edit: steering.embedding(index, edit(x)), False))
         return result
 
-    def _block_hooks(self, steering: Steering, edits: Edits, met: set[Point]) -> Iterator[tuple[str, Hook, bool]]:
+    def _block_hooks(
+        self, steering: Steering, edits: Edits, met: set[Point], layers: Sequence[int]
+    ) -> Iterator[tuple[str, Hook, bool]]:
         stub = torch.zeros(1, 1, self.d_model, dtype=self.dtype, device=self.device)
-        for layer in range(self.architecture.n_layers):
+        for layer in layers:
             block, reads = f"blocks.{layer}.", AttentionReads(steering, layer)
             writes = Writes(steering, layer, edits, met)
             yield f"{block}hook_resid_pre", lambda _: stub, False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tlprune.methods.eap import EAP
 from tlprune.methods.atp import AtP
+from tlprune.methods.acdc import ACDC
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.hisp import HISP
 from tlprune.methods.patching import EdgePatching, NodePatching
@@ -11,6 +12,7 @@ from tlprune.methods.random import Random
 
 METHODS = {
     "eap": EAP,
+    "acdc": ACDC,
     "edge-pruning": EdgePruning,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,
