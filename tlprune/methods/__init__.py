@@ -9,6 +9,8 @@ from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.hisp import HISP
 from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
+from tlprune.methods.subnetwork_probing import SubnetworkProbing
+from tlprune.methods.uniform_gradient_sampling import UGS
 
 METHODS = {
     "eap": EAP,
@@ -19,4 +21,6 @@ METHODS = {
     "atp": AtP,
     "hisp": HISP,
     "random": Random,
+    "subnetwork-probing": SubnetworkProbing,
+    "ugs": UGS,
 }
