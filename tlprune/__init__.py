@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tlprune import schedules as schedules
     from tlprune import tasks as tasks
-    from tlprune.benchmarking.running import benchmark as benchmark
     from tlprune import truths as truths
+    from tlprune.benchmarking.running import benchmark as benchmark
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import neurons as neurons
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
-    from tlprune.methods.eap import EAP as EAP
-    from tlprune.methods.atp import AtP as AtP
     from tlprune.methods.acdc import ACDC as ACDC
+    from tlprune.methods.atp import AtP as AtP
+    from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.patching import EdgePatching as EdgePatching

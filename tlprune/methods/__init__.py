@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tlprune.methods.eap import EAP
-from tlprune.methods.atp import AtP
 from tlprune.methods.acdc import ACDC
+from tlprune.methods.atp import AtP
+from tlprune.methods.eap import EAP
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.hisp import HISP
 from tlprune.methods.patching import EdgePatching, NodePatching
