@@ -17,6 +17,9 @@ backward to the mask's gradient. ``weight_row_step`` and ``weight_training_step`
 and the optimiser included) with one mask per row, and with one per weight, where drawing 42 million gates and AdamW on
 them cost more than the model.
 
+``circuit_evaluation``: all figures of one further circuit of edges, where replacements and reference are there from the
+circuits before it.
+
 Peak memory is measured in a process for each kind: high-water RSS less RSS after the model is there, as a multiple of
 the plain step's.
 """
@@ -39,6 +42,7 @@ import torch
 import tyro
 
 import tlprune as tp
+from tlprune.learning.metrics import measure
 from tlprune.learning.objectives import divergence
 from tlprune.masking.cache import reference_predictions
 from tlprune.models.transformer_lens import build
@@ -184,6 +188,20 @@ def weight_step(model: Any) -> Work:
     return step
 
 
+def circuit_evaluation(model: Any) -> Work:
+    """Figures of one more hard circuit on the same prompts."""
+    batch, graph = examples(BATCH), tp.Graph.of(model)
+    circuit = tp.connected_random(graph, len(graph) // 50)
+    masked = tp.Masked(model, circuit)
+    cache = masked.cache(batch)
+    measure(masked, circuit.kept, batch, cache=cache)
+
+    def step() -> None:
+        measure(masked, circuit.kept, batch, cache=cache)
+
+    return step
+
+
 def _training_step(model: Any, sites: tp.Sites) -> Work:
     batch, masks, budget = examples(BATCH), tp.Masks(sites), tp.Lagrangian(0.95)
     masked, multipliers = tp.Masked(model, masks, tp.Zero()), budget.start()
@@ -213,6 +231,7 @@ KINDS: dict[str, Callable[[Any], Work]] = {
     "weight_step": weight_step,
     "weight_row_step": weight_row_step,
     "weight_training_step": weight_training_step,
+    "circuit_evaluation": circuit_evaluation,
 }
 UPPER_HALF = "blocks.[6-9].*.W_*|blocks.1[01].*.W_*"
 SIMPLE = [name for name in KINDS if name not in ("plain_step", "edge_step")]

@@ -96,6 +96,11 @@ def test_faithfulness_is_unknown_where_full_model_and_empty_circuit_do_not_diffe
     twins = tp.Batch(**{**vars(batch), "corrupt": batch.clean})
     found = tp.evaluate(planted.model, planted.circuit, twins)
     assert found.as_dict()["rows"][1]["faithfulness"] is None
+    assert [row.faithfulness for row in found.rows] == [None] * 5
+    assert "nan" not in str(found) and "faithfulness is undefined" in str(found)
+    scores = tp.Scores(planted.circuit.sites, planted.circuit.kept.float())
+    curve = tp.faithfulness_curve(planted.model, scores, twins, counts=[0, 5])
+    assert "nan" not in str(curve) and [row.faithfulness for row in curve.rows] == [None] * 2
     json.dumps(found.as_dict(), allow_nan=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 import tlprune as tp
 from tlprune.evaluation.bench import Bench
-from tlprune.learning.metrics import Performance, measure
+from tlprune.learning.metrics import Performance, measure, measure_each
+from tlprune.masking import cache
 
 MODEL = model_of("gpt2")
 GRAPH = tp.Graph.of(MODEL)
@@ -202,3 +204,29 @@ def test_a_bench_runs_the_full_model_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tp.Resample, "replaced", None)
     monkeypatch.setattr("tlprune.masking.cache.reference_predictions", None)
     bench.measure_each(CIRCUIT.kept.repeat(3, 1), batch_size=4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 64])
+def test_many_circuits_share_one_counterfactual_pass_even_where_nothing_is_kept(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no memory for replacements each example's twin is still run once for all circuits."""
+    masked, runs = tp.Masked(MODEL, CIRCUIT), dict[str, list[int]](twins=[], full=[])
+    replaced, predicted = tp.Resample.replaced, cache.reference_predictions
+
+    def counted(self: tp.Resample, backend: Any, clean: tp.Tokens, corrupt: tp.Tokens, wanted: Any) -> Any:
+        runs["twins"].append(len(corrupt.ids))
+        return replaced(self, backend, clean, corrupt, wanted)
+
+    def counted_full(backend: Any, batch: tp.Batch) -> Tensor:
+        runs["full"].append(len(batch))
+        return predicted(backend, batch)
+
+    monkeypatch.setattr(tp.Resample, "replaced", counted)
+    monkeypatch.setattr(cache, "reference_predictions", counted_full)
+    forgetful = cache.RunCache(masked.backend, masked.ablation, BATCH, most_bytes=0)
+    kept = torch.stack([tp.connected_random(GRAPH, 40, seed=seed).kept for seed in range(7)])
+    found = measure_each(masked, kept, BATCH, cache=forgetful, batch_size=batch_size)
+    assert sum(runs["twins"]) == sum(runs["full"]) == len(BATCH)
+    for own, one in zip(kept, found, strict=True):
+        torch.testing.assert_close(one.kl, alone(own).kl, atol=1e-6, rtol=1e-5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
@@ -18,6 +19,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.random_circuits import random_like
 from tlprune.task import Batch, Task
 
+ROUNDING = 1e-6  # of a float32 logit difference, relative to its size
 # Columns of the table: figure, header, digits. A task's own metrics follow.
 COLUMNS = (
     ("accuracy", "accuracy", 3),
@@ -39,7 +41,7 @@ class Row:
         effective: those that can matter; of edges, those on a path from the embeddings to the logits.
         performance: figures per test example.
         faithfulness: ``(m(C) - m(empty)) / (m(full) - m(empty))`` of the mean logit difference ``m``; ``None`` where
-            there are no foils.
+            it is undefined: there are no foils, or full model and empty circuit do not differ.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, mean figures and intervals as plain data."""
-        means = {name: finite(value) for name, value in self.means().items()}
+        means = {"faithfulness": None} | {name: finite(value) for name, value in self.means().items()}
         bounds = {name: [finite(one.low), finite(one.high)] for name, one in self.intervals().items()}
         return {"name": self.name, "kept": self.kept, "effective": self.effective, **means, "intervals": bounds}
 
@@ -93,6 +95,8 @@ class Evaluation:
         lines = rows_table(self.rows, bounded=("circuit",))
         count = len(self.rows[0].performance)
         lines.append(f"{count} test examples; {self.sites} in all; {ablations_text(self.ablation, self.discovery)}")
+        if self.rows[0].performance.logit_difference is not None and self.rows[0].faithfulness is None:
+            lines.append("faithfulness is undefined: full model and empty circuit have one logit difference")
         return "\n".join(lines)
 
 
@@ -120,8 +124,8 @@ def evaluate(
 
     Sufficiency is the circuit's row, necessity its complement's: a good circuit is close to the full model and its
     complement far from it. Agreement is with the full model's most likely token; KL is from the full model, in nats.
-    Faithfulness is 1 for the full model and 0 for the empty circuit, whose mean logit differences it is measured by
-    (not a number if these are equal). Intervals are 95%, by the bootstrap over examples.
+    Faithfulness is 1 for the full model and 0 for the empty circuit, whose mean logit differences it is measured by;
+    it is undefined, ``None``, where these are equal up to rounding. Intervals are 95%, by the bootstrap over examples.
 
     Source: of faithfulness, Hanna et al., "Have Faith in Faithfulness" (2024), section 2.
 
@@ -157,10 +161,21 @@ def evaluate(
 
 
 def faithfulness(circuit: Performance, full: Performance, empty: Performance) -> Interval | None:
-    """``(m(C) - m(empty)) / (m(full) - m(empty))`` of logit differences; ``None`` without foils."""
+    """``(m(C) - m(empty)) / (m(full) - m(empty))`` of logit differences; ``None`` where it is undefined.
+
+    That is without foils, and where the full model and the empty circuit differ by no more than rounding.
+    """
     columns = [one.logit_difference for one in (circuit, full, empty)]
-    known = [column for column in columns if column is not None]
-    return interval(_share, *known) if len(known) == len(columns) else None
+    known = [column.double() for column in columns if column is not None]
+    if len(known) < len(columns) or not differ(*known[1:]):
+        return None
+    return interval(_share, *known)
+
+
+def differ(full: Float[Tensor, "example"], empty: Float[Tensor, "example"]) -> bool:
+    """Whether the means of the full model and of the empty circuit differ by more than rounding."""
+    scale = max(1.0, float(torch.stack([full, empty]).abs().max()))
+    return float((full - empty).mean().abs()) > ROUNDING * scale
 
 
 def _share(circuit: Tensor, full: Tensor, empty: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -27,10 +28,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """With a fixed number of digits, and never ``-0.0``.
+    """With a fixed number of digits, and never ``-0.0``; what is infinite or not a number is ``undefined``.
 
     Example:
-        >>> number(-1e-9, 2), number(1234.5, 1)
-        ('0.00', '1,234.5')
+        >>> number(-1e-9, 2), number(1234.5, 1), number(float("nan"), 1)
+        ('0.00', '1,234.5', 'undefined')
     """
+    if not math.isfinite(value):
+        return "undefined"
     return f"{round(value, digits) + 0.0:,.{digits}f}"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tlprune.backends.activations import Activations
 from tlprune.learning.bootstrap import LEVEL, RESAMPLES, Interval, interval
 from tlprune.learning.figures import figures, has_foils
 from tlprune.masking.cache import RunCache
@@ -203,7 +204,7 @@ def measure_each(
         return []
     cache = cache or masked.cache(batch)
     parts = list(_parts(masked, kept, batch, cache=cache, batch_size=batch_size, metrics=metrics))
-    columns = {name: torch.cat([part[name] for part in parts]).split(len(batch)) for name in parts[0]}
+    columns = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
     owned = [{name: values[index] for name, values in columns.items()} for index in range(len(kept))]
     return [_performance(own, metrics) for own in owned]
 
@@ -217,20 +218,37 @@ def _parts(
     batch_size: int,
     metrics: Mapping[str, Metric | Statistic],
 ) -> Iterator[dict[str, Tensor]]:
-    """Figures of every example under the first circuit, then under the second, and so on."""
-    for pairs in torch.arange(len(kept) * len(batch)).split(batch_size):
-        part = batch.rows(pairs % len(batch)).to(masked.backend.device)
-        reference = cache.reference(part)
-        logits = masked(part, mask=_mask(kept, pairs // len(batch)), replaced=cache.replaced(part))
-        found = figures(logits, part, reference)
-        found |= {name: _columns(metric)(logits, part, reference) for name, metric in metrics.items()}
-        yield {name: values.float().cpu() for name, values in found.items()}
+    """Figures of some examples under every circuit, ``(circuit, example)``, then of the next.
+
+    What the circuits share, replacements and the full model's predictions, is there once for all of them.
+    """
+    for part in batch.to(masked.backend.device).split(batch_size):
+        reference, replaced = cache.reference(part), cache.replaced(part)
+        found: dict[str, list[Tensor]] = {}
+        for own in kept.split(max(1, batch_size // len(part))):
+            rows = torch.arange(len(own) * len(part), device=reference.device)
+            many, known = part, reference
+            if len(own) > 1:
+                many, known = part.rows(rows % len(part)), reference[rows % len(part)]
+            logits = masked(many, mask=_mask(own, rows // len(part)), replaced=_repeated(replaced, len(part), len(own)))
+            measured = figures(logits, many, known)
+            measured |= {name: _columns(metric)(logits, many, known) for name, metric in metrics.items()}
+            for name, values in measured.items():
+                found.setdefault(name, []).append(values.float().cpu().unflatten(0, (len(own), len(part))))
+        yield {name: torch.cat(values) for name, values in found.items()}
 
 
 def _mask(kept: Tensor, owners: Tensor) -> Tensor:
     """One mask for all rows where they belong to one circuit, which is quicker, else one for each."""
-    own = kept.to(owners.device)[owners] if owners[0] != owners[-1] else kept[owners[0]]
-    return own.float()
+    own = kept.to(owners.device)
+    return (own[0] if len(own) == 1 else own[owners]).float()
+
+
+def _repeated(replaced: Activations, examples: int, times: int) -> Activations:
+    """What each of these examples has sent in place of its activations, for several circuits one after the other."""
+    if times == 1:
+        return replaced
+    return replaced.map(lambda one: one.repeat(times, *[1] * (one.dim() - 1)) if len(one) == examples else one)
 
 
 def _columns(metric: Metric | Statistic) -> Callable[[Tensor, Batch, Tensor], Tensor]:
