@@ -4,6 +4,7 @@
 - ``circuit``: one circuit of a twentieth of the edges, its corrupted run included.
 - ``subnetwork_probing``: a later training step of edge masks with a penalty on their expected number; what replaces
   ablated activations is known by then.
+- ``acdc``: all edges, at one threshold.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def prepare(job: Job) -> dict[str, Work]:
         "eap": timed(lambda: tp.EAP(batch_size=job.batch).score(model, task)),
         "circuit": timed(lambda: run_circuit(model, Circuit(sites, kept), batch)),
         "subnetwork_probing": timed(lambda: next(training)),
+        "acdc": timed(lambda: tp.ACDC(threshold=0.01).find(model, task)),
     }
 
 

@@ -22,6 +22,7 @@ from tlprune.masking.cache import reference_predictions
 from tlprune.task import Stream, Task, Tokenisation
 
 EAP_IG, ACDC, EDGE_PRUNING = golden("eap_ig"), golden("acdc"), golden("edge_pruning")
+NORMAL = ("normal", False)
 BATCH, HEADS = golden_batch(), SIZES["n_head"]
 TASK = Task("golden", {"main": Stream(BATCH, BATCH, BATCH)}, Tokenisation(prepend_bos=False))
 
@@ -156,6 +157,14 @@ def test_acdc_keeps_the_edges_of_the_original(
     kept = searched(metric, groups, graph.n_edges, threshold)
     assert set(graph.edges(kept)) == set(told["kept"])
     assert metric(kept) == pytest.approx(told["kl"], abs=1e-4)
+
+
+def test_tlprunes_acdc_keeps_the_edges_of_the_original(model: Any) -> None:
+    """In its order ``indices_mode="normal"``, which is the graph's, reversed."""
+    told = {threshold: run["kept"] for (threshold, mode, within), run in runs().items() if (mode, within) == NORMAL}
+    circuits = tp.ACDC().sweep(model, TASK, list(told))
+    assert [sorted(circuit.edges) for circuit in circuits] == [sorted(kept) for kept in told.values()]
+    assert len({len(circuit) for circuit in circuits}) == 3
 
 
 @pytest.mark.parametrize("threshold", [0.001, 0.003, 0.01])

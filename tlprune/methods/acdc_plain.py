@@ -24,7 +24,8 @@ def acdc_plain(metric: Callable[[Tensor], float], graph: Graph, threshold: float
         threshold: smallest rise of the metric for which an edge stays.
 
     Source: Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability" (NeurIPS 2023),
-    algorithm 1. The order is that of its code with default settings.
+    algorithm 1. The order is that of its code with ``indices_mode="normal"``; by default that takes the heads of one
+    block that write to a reader from the first to the last.
 
     Example:
         >>> from tlprune.graph import Architecture
