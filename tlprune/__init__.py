@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import nodes as nodes
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.eap import EAP as EAP
+    from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
@@ -129,6 +130,7 @@ _HOMES = {
     "nodes": "masking.sites",
     "weights": "masking.sites",
     "EAP": "methods.eap",
+    "EAPIG": "methods.eap_ig",
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
     "Random": "methods.random",
