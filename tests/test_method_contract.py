@@ -103,6 +103,16 @@ ROWS = {
             "removed": ({"objective": tp.CrossEntropy(run="complement")}, "cross_entropy is of the complement"),
         },
     ),
+    "eap-ig": Row(
+        exact=lambda edges: tp.EAPIG(edges=edges),
+        quick=tp.EAPIG(edges=20, batch_size=5, steps=2),
+        random=False,
+        bad={
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+            "no examples": ({"batch_size": 0}, "batch_size must be at least 1"),
+            "no gradient": ({"objective": tp.KL(), "steps": 1}, "at the clean end alone needs a loss that changes"),
+        },
+    ),
     "edge-pruning": Row(
         exact=lambda edges: tp.EdgePruning(edges=edges, steps=30),
         quick=tp.EdgePruning(edges=20, steps=6, validate_every=3),

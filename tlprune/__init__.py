@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.atp import AtP as AtP
     from tlprune.methods.eap import EAP as EAP
+    from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.patching import EdgePatching as EdgePatching
@@ -159,6 +160,7 @@ _HOMES = {
     "EAP": "methods.eap",
     "AtP": "methods.atp",
     "ACDC": "methods.acdc",
+    "EAPIG": "methods.eap_ig",
     "EdgePruning": "methods.edge_pruning",
     "HISP": "methods.hisp",
     "EdgePatching": "methods.patching",

@@ -25,12 +25,9 @@ class Run:
 
     Attributes:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
-        task: ioi, gendered-pronoun, greater-than, induction, docstring, planted, a file of prompts that ends in
-            .jsonl, MIB's mib-ioi, mib-mcqa, mib-arithmetic-addition, mib-arithmetic-subtraction, mib-arc-easy,
-            mib-arc-challenge, or for models that classify sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws,
-            paws-qqp.
-        method: how to search: edge-pruning, acdc, atp, eap, edge-patching, hisp, node-patching, random,
-            subnetwork-probing, ugs.
+        task: such as ioi, gendered-pronoun, greater-than, induction, docstring, planted or, for models that classify,
+            sst2; or a file of prompts that ends in .jsonl. An unknown name lists all.
+        method: such as edge-pruning, acdc, eap, eap-ig or random. An unknown name lists all.
         out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.

@@ -63,7 +63,7 @@ def edge_gradients(
     if graph.architecture.post_norm:
         held = partial(held_gradients, backend, graph, tokens, replaced, loss, positions=positions, sent=sent)
         return of_writers(graph, torch.stack([weight * held(changes=own) for weight, own in runs]).sum(0), writers)
-    gradients = ReaderGradients(backend, graph)
+    gradients = ReaderGradients(backend, graph, writers)
     for weight, changes in runs:
         tap = Tap(backend, graph, tokens.ids.shape, changes=changes)
         with torch.enable_grad():
@@ -71,7 +71,7 @@ def edge_gradients(
             gradients.add(tap.reads, weight * loss(logits))
         sent = sent or tap.sent.activations()
     assert sent is not None
-    return gradients.by_edge(sent, replaced, writers=writers)
+    return gradients.by_edge(sent, replaced)
 
 
 @torch.no_grad()

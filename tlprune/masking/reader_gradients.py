@@ -27,25 +27,28 @@ class ReaderGradients:
     Args:
         backend: the model.
         graph: its readers and writers.
+        writers: whose edges are wanted, by their numbers in the graph; readers before them are left out.
     """
 
-    def __init__(self, backend: Backend, graph: Graph) -> None:
+    def __init__(self, backend: Backend, graph: Graph, writers: slice = ALL) -> None:
         self.backend, self.graph = backend, graph
-        self.sets: list[_Attention | _Stream] = []
+        self.first, self.last, _ = writers.indices(len(graph.writers))
+        self.sets: list[tuple[Readers, _Attention | _Stream]] = []
 
     @torch.no_grad()
     def add(self, reads: Sequence[Read], loss: Float[Tensor, ""]) -> None:
         """Add the gradients of a loss at what readers took from the stream in one run."""
+        reads = [read for read in reads if read.readers.width > self.first]
         parts = [part for read in reads for part in read.parts]
         found = torch.autograd.grad(loss, parts, allow_unused=True)
         known = iter(torch.zeros_like(part) if own is None else own for part, own in zip(parts, found, strict=True))
-        self.sets = self.sets or [_set_of(read) for read in reads]
-        for own, read in zip(self.sets, reads, strict=True):
+        self.sets = self.sets or [(read.readers, _set_of(read)) for read in reads]
+        for (_, own), read in zip(self.sets, reads, strict=True):
             own.add(read, [next(known) for _ in read.parts])
 
     @torch.no_grad()
-    def by_edge(self, sent: Activations, replaced: Activations, *, writers: slice = ALL) -> Float[Tensor, "edge"]:
-        """``(x_w - x~_w) . dL/dx_r`` of every edge, summed over examples and positions.
+    def by_edge(self, sent: Activations, replaced: Activations) -> Float[Tensor, "edge"]:
+        """``(x_w - x~_w) . dL/dx_r`` of every edge, summed over examples and positions; 0 for other writers' edges.
 
         A reader that sees one writer and nothing else, under Zero ablation and in front of a norm, is gated behind the
         norm, as in a masked run, because the norm would undo the gate.
@@ -53,24 +56,18 @@ class ReaderGradients:
         Args:
             sent: what writers send, ``x``.
             replaced: what ablated ones send, ``x~``.
-            writers: whose edges are wanted; those of others are left at 0.
         """
         found = differences(self.backend, self.graph, sent, replaced)
-        first, last, _ = writers.indices(len(self.graph.writers))
         result = found.new_zeros(self.graph.n_edges)
-        for index, readers in enumerate(self.graph.readers):
-            end = min(last, readers.width)
-            if first < end:
-                products = self._products(index, found[first:end], replaced)
-                readers.block(result)[:, first:end] = products
+        for readers, own in self.sets:
+            end = min(self.last, readers.width)
+            base = replaced.streams[self.graph.readers.index(readers)]
+            if isinstance(own, _Attention) and self._scale_free(readers, own, base):
+                products = own.behind_norm[:, None]
+            else:
+                products = own.along(found[self.first : end])
+            readers.block(result)[:, self.first : end] = products
         return result
-
-    def _products(self, index: int, found: Differences, replaced: Activations) -> Float[Tensor, "reader writer"]:
-        own, readers = self.sets[index], self.graph.readers[index]
-        if isinstance(own, _Attention) and self._scale_free(readers, own, replaced.streams[index]):
-            assert isinstance(own.behind_norm, Tensor)
-            return own.behind_norm[:, None]
-        return own.along(found)
 
     def _scale_free(self, readers: Readers, own: _Attention, base: Tensor) -> bool:
         """Whether the readers see nothing but one writer, whose scale a norm would undo."""
@@ -111,8 +108,8 @@ class _Attention:
 
     def __init__(self, projection: Projection, *, joined: bool) -> None:
         self.projection, self.joined = projection, joined
-        self.outer: Tensor | float = 0.0
-        self.behind_norm: Tensor | float = 0.0
+        weight = projection.weights[0]
+        self.outer = self.behind_norm = torch.zeros((), dtype=exact(weight.dtype), device=weight.device)
         self.inner: list[Tensor] = []
         self.units: list[Tensor] = []
 
@@ -130,7 +127,6 @@ class _Attention:
 
     def along(self, differences: Differences) -> Float[Tensor, "reader writer"]:
         weights = torch.cat([_in_front_of_gain(self.projection, weight) for weight in self.projection.weights])
-        assert isinstance(self.outer, Tensor)
         gradient = self._per_reader(torch.bmm(self.outer, weights.mT))
         result = gradient.flatten(1) @ differences.flatten(1).T
         if self.units:

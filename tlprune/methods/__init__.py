@@ -5,6 +5,7 @@ from __future__ import annotations
 from tlprune.methods.acdc import ACDC
 from tlprune.methods.atp import AtP
 from tlprune.methods.eap import EAP
+from tlprune.methods.eap_ig import EAPIG
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.hisp import HISP
 from tlprune.methods.patching import EdgePatching, NodePatching
@@ -15,6 +16,7 @@ from tlprune.methods.uniform_gradient_sampling import UGS
 METHODS = {
     "eap": EAP,
     "acdc": ACDC,
+    "eap-ig": EAPIG,
     "edge-pruning": EdgePruning,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,
