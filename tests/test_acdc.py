@@ -93,8 +93,10 @@ def test_rounding_decides_nothing() -> None:
 
 
 def test_a_threshold_below_rounding_is_decided_by_single_runs() -> None:
-    method, model = tp.ACDC(threshold=1e-9), fresh("lnpre", torch.float32)
-    assert agrees(method, model, random_task()).provenance["counts"]["near_ties"] > 3
+    method, model, task = tp.ACDC(threshold=1e-9), fresh("lnpre", torch.float32), random_task()
+    found = method.find(model, task)
+    assert torch.equal(found.kept, plainly(method, model, task))
+    assert found.provenance["counts"]["near_ties"] > 0
 
 
 def test_encoders_are_searched_by_whole_runs() -> None:
@@ -134,7 +136,7 @@ def test_runs_are_few(threshold: float) -> None:
     found = tp.ACDC(threshold=threshold).find(model, task)
     counts = found.provenance["counts"]
     assert counts["evaluated"] + counts["dead"] == len(found.sites) == 110
-    assert counts["runs"] <= 15
+    assert counts["runs"] <= 20
 
 
 def test_the_prefix_is_not_run() -> None:

@@ -58,12 +58,15 @@ class Counts:
 
 @dataclass
 class Guesses:
-    """Which edges will be removed: those whose rise was below the threshold when last seen, and those not yet seen."""
+    """Which edges will be removed: those whose rise was below the threshold when last seen; others as most before."""
 
     rises: dict[int, float] = field(default_factory=dict)
+    verdicts: list[bool] = field(default_factory=list)
 
     def removed(self, edge: int, threshold: float) -> bool:
-        return self.rises.get(edge, -torch.inf) < threshold
+        if edge in self.rises:
+            return self.rises[edge] < threshold
+        return 2 * sum(self.verdicts) >= len(self.verdicts)
 
 
 class Search:
@@ -162,7 +165,7 @@ class Search:
         self.counts.runs += 1
         used = self._decide(edges, guesses, candidates, values)
         rises = _rises(point.metric, guesses, values)
-        self.guesses = Guesses(dict(zip(edges[used:], rises[used:], strict=True)))
+        self.guesses.rises = dict(zip(edges[used:], rises[used:], strict=True))
         self._widen(used, len(edges))
 
     def _decide(self, edges: list[int], guesses: list[bool], candidates: Tensor, values: list[float]) -> int:
@@ -170,6 +173,7 @@ class Search:
         accepted, used = None, 0
         for used, (edge, guess, without, value) in enumerate(zip(edges, guesses, candidates, values, strict=True), 1):
             removed = self._removed(edge, guess, without, value)
+            self.guesses.verdicts = [*self.guesses.verdicts[-7:], removed]
             accepted = used - 1 if removed else accepted
             if removed != guess:
                 break
