@@ -76,6 +76,25 @@ ROWS = {
         sees=False,
         bad={"percent": ({"sparsity": 95}, "give 0.95")},
     ),
+    "subnetwork-probing": Row(
+        exact=lambda edges: tp.SubnetworkProbing(edges=edges, steps=30, samples=2),
+        quick=tp.SubnetworkProbing(edges=20, steps=6, samples=1, validate_every=3),
+        random=True,
+        bad={
+            "level": ({"level": "heads"}, "level must be 'edges' or 'nodes'"),
+            "other size": ({"edges": 5, "level": "nodes"}, "keep a number of nodes but were given edges=5"),
+            "paid for sites": ({"regularisation": -1.0}, "at least 0 and finite but is -1.0"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+        },
+        records=6,
+    ),
+    "ugs": Row(
+        exact=lambda edges: tp.UGS(edges=edges, steps=20, samples=2),
+        quick=tp.UGS(edges=20, steps=6, samples=2),
+        random=True,
+        bad={"no samples": ({"samples": 0}, "samples must be at least 1")},
+        records=6,
+    ),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
 ABLATIONS = {"resample": tp.Resample(), "zero": tp.Zero(), "mean": tp.Mean(), "own mean": "clean prompts"}

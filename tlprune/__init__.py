@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tlprune.gates import Heaviside as Heaviside
     from tlprune.gates import Sigmoid as Sigmoid
     from tlprune.gates import StraightThrough as StraightThrough
+    from tlprune.gates import UniformGradient as UniformGradient
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
     from tlprune.interop.mib import MibFile as MibFile
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
     from tlprune.learning.fit import steps as steps
+    from tlprune.learning.fit_constant import fit_constant as fit_constant
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
+    from tlprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
+    from tlprune.methods.uniform_gradient_sampling import UGS as UGS
     from tlprune.models.bridge import bridge as bridge
     from tlprune.models.export import to_huggingface as to_huggingface
     from tlprune.models.huggingface import from_huggingface as from_huggingface
@@ -103,6 +107,7 @@ _HOMES = {
     "Heaviside": "gates",
     "Sigmoid": "gates",
     "StraightThrough": "gates",
+    "UniformGradient": "gates",
     "Convention": "graph",
     "Graph": "graph",
     "MibFile": "interop.mib",
@@ -112,6 +117,7 @@ _HOMES = {
     "Penalty": "learning.budgets",
     "fit": "learning.fit",
     "steps": "learning.fit",
+    "fit_constant": "learning.fit_constant",
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
@@ -138,6 +144,8 @@ _HOMES = {
     "EdgePruning": "methods.edge_pruning",
     "method_from": "methods.provenance",
     "Random": "methods.random",
+    "SubnetworkProbing": "methods.subnetwork_probing",
+    "UGS": "methods.uniform_gradient_sampling",
     "bridge": "models.bridge",
     "to_huggingface": "models.export",
     "from_huggingface": "models.huggingface",

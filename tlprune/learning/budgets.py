@@ -216,7 +216,10 @@ class Penalty(Addable):
     weight: float | Schedule
     on: str | None = field(default=None, kw_only=True)
 
-    measure = "expected"
+    @property
+    def measure(self) -> Measure:
+        """Expected sparsity, in closed form."""
+        return "expected"
 
     def of(self, total: int) -> Penalty:
         """Itself: it asks for no number."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 from tlprune.methods.eap import EAP
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.random import Random
+from tlprune.methods.subnetwork_probing import SubnetworkProbing
+from tlprune.methods.uniform_gradient_sampling import UGS
 
 METHODS = {
     "eap": EAP,
     "edge-pruning": EdgePruning,
     "random": Random,
+    "subnetwork-probing": SubnetworkProbing,
+    "ugs": UGS,
 }

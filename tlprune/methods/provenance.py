@@ -8,7 +8,7 @@ from typing import Any
 
 from tlprune.backends import backend_of
 from tlprune.backends.processing import processing, signature
-from tlprune.gates import HardConcrete, Heaviside, Sigmoid, StraightThrough
+from tlprune.gates import HardConcrete, Heaviside, Sigmoid, StraightThrough, UniformGradient
 from tlprune.learning.budgets import Budgets, Lagrangian, Penalty
 from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, SquaredError, Sum, Uniform
 from tlprune.learning.optimiser import Optimiser
@@ -23,7 +23,7 @@ from tlprune.versions import versions
 PARTS = {
     kind.__name__: kind
     for kind in (
-        *(HardConcrete, Heaviside, Sigmoid, StraightThrough),
+        *(HardConcrete, Heaviside, Sigmoid, StraightThrough, UniformGradient),
         *(KL, CrossEntropy, LogitDifference, SquaredError, Uniform, Sum),
         *(Lagrangian, Penalty, Budgets, Optimiser),
         *(GaussianNoise, Mean, Resample, Zero),
