@@ -43,7 +43,7 @@ def out_of(scores: tp.Scores, writers: set[str]) -> Tensor:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_edges_out_of_the_input_add_up_to_the_loss_on_the_twins(style: str) -> None:
-    """``sum_r (x~ - x) . mean dL/dx_r = (x~ - x) . mean dL/dx = L(corrupted) - L(clean)``, to the error of 64 points."""
+    """``sum_r (x~ - x) . mean dL/dx_r = (x~ - x) . mean dL/dx = L(corrupted) - L(clean)``, up to 64 points' error."""
     model, batch = model_of(style), task_of().discovery.train()
     expected = plain_loss(model, batch.corrupt, batch) - plain_loss(model, batch.clean, batch)
     assert abs(expected) > 1e-2

@@ -1,0 +1,115 @@
+"""All methods at equal effective edges on four models of which something is known.
+
+    python -m benchmarks.methods --out runs/methods --data-dir ../shared
+
+``planted``: gates written by hand, whose true edges are known. ``taught``: a model trained to run a known program.
+``testbed``: the small trained model of the package on indirect objects and greater-than. ``stories``: a real story model on
+pronouns, names and templates of the test held out. Every setting has a folder of its own with rows, tables, plots and a
+report; a run that is stopped goes on where it was. ``--summary`` prints the reports of what is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import tlprune as tp
+from benchmarks import stories
+from tlprune.benchmarking.report import device_text, write_report
+from tlprune.benchmarking.plots import write_plots
+from tlprune.benchmarking.rows import Store
+
+# What a comparison needs: a model, a task, and the true circuit where one is known.
+Known = tuple[Any, tp.Task, tp.Circuit | None]
+METHODS = (
+    *("random", "hisp", "atp", "eap", "eap-ig", "relp", "information-flow-routes", "edge-patching", "node-patching"),
+    *("acdc:threshold=0.01", "subnetwork-probing", "ugs", "edge-pruning", "hap"),
+)
+SIZES = ("0.5%", "1%", "2%", "5%", "10%", "true")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared.
+
+    Attributes:
+        out: a folder; each setting has one in it.
+        data_dir: holds models/stories260K.
+        settings: names of SETTINGS.
+        methods: as of tlprune bench.
+        sizes: effective edges.
+        seeds: of methods that chance has a part in.
+        threads: for torch.
+        summary: only print the reports of what is there.
+    """
+
+    out: Path
+    data_dir: Path = Path(os.environ.get("TLPRUNE_DATA", "../shared"))
+    settings: tuple[str, ...] = ("planted-induction", "planted-and", "planted-or", "taught", "testbed-ioi", "stories")
+    methods: tuple[str, ...] = METHODS
+    sizes: tuple[str, ...] = SIZES
+    seeds: tuple[int, ...] = (0, 1)
+    threads: int = 1
+    summary: bool = False
+
+
+def planted(name: str) -> Callable[[Settings], Known]:
+    def made(_: Settings) -> Known:
+        one = tp.planted(name)
+        return one.model, one.task, one.circuit
+
+    return made
+
+
+def testbed(name: str) -> Callable[[Settings], Known]:
+    def made(_: Settings) -> Known:
+        model = tp.load("testbed")
+        return model, tp.tasks.task_builder(name)(model), None
+
+    return made
+
+
+def taught(_: Settings) -> Known:
+    one = tp.taught()
+    return one.model, one.task, one.circuit
+
+
+def story(settings: Settings) -> Known:
+    """The first fold of :mod:`benchmarks.stories`."""
+    model = tp.load(settings.data_dir / "models" / "stories260K")
+    return model, stories.tasks(model, stories.Settings(data_dir=settings.data_dir))[1], None
+
+
+SETTINGS: dict[str, Callable[[Settings], Known]] = {
+    **{f"planted-{name}": planted(name) for name in ("copy", "induction", "and", "or", "adder")},
+    **{f"testbed-{name}": testbed(name) for name in ("ioi", "greater-than", "gendered-pronoun", "induction")},
+    "taught": taught,
+    "stories": story,
+}
+
+
+def main() -> None:
+    settings = tyro.cli(Settings)
+    torch.set_num_threads(settings.threads)
+    for name in settings.settings:
+        folder = settings.out / name
+        if not settings.summary:
+            model, task, truth = SETTINGS[name](settings)
+            tp.benchmark(
+                model, task, settings.methods, out=folder, sizes=settings.sizes, seeds=settings.seeds, truth=truth,
+                tell=print,
+            )  # fmt: skip
+            store = Store(folder)
+            write_report(store, device=device_text(torch.device("cpu")), command=f"python -m benchmarks.methods ({name})")
+            write_plots(store)
+        print((folder / "report.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
