@@ -13,12 +13,22 @@ if TYPE_CHECKING:
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
+    from tlprune.evaluation.areas import faithfulness_areas as faithfulness_areas
     from tlprune.evaluation.baselines import Evaluation as Evaluation
     from tlprune.evaluation.baselines import evaluate as evaluate
     from tlprune.evaluation.comparison import compare as compare
     from tlprune.evaluation.completeness import completeness as completeness
     from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
+    from tlprune.evaluation.equal_sizes import equal_sizes as equal_sizes
+    from tlprune.evaluation.matrix import ablation_matrix as ablation_matrix
     from tlprune.evaluation.minimality import minimality as minimality
+    from tlprune.evaluation.overlap import overlap as overlap
+    from tlprune.evaluation.overlap import stability as stability
+    from tlprune.evaluation.recovery import circuits_auc as circuits_auc
+    from tlprune.evaluation.recovery import node_scores as node_scores
+    from tlprune.evaluation.recovery import recovery as recovery
+    from tlprune.evaluation.spread import repaired as repaired
+    from tlprune.evaluation.spread import spread as spread
     from tlprune.evaluation.subcases import subcases as subcases
     from tlprune.gates import Gate as Gate
     from tlprune.gates import HardConcrete as HardConcrete
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
     from tlprune.interop.mib import MibFile as MibFile
     from tlprune.interop.mib import from_mib as from_mib
     from tlprune.interop.mib import to_mib as to_mib
+    from tlprune.inducing import induced as induced
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -109,12 +120,22 @@ _HOMES = {
     "Circuit": "circuit",
     "convert": "conventions",
     "draw": "drawing",
+    "faithfulness_areas": "evaluation.areas",
     "Evaluation": "evaluation.baselines",
     "evaluate": "evaluation.baselines",
     "compare": "evaluation.comparison",
     "completeness": "evaluation.completeness",
     "faithfulness_curve": "evaluation.curve",
+    "equal_sizes": "evaluation.equal_sizes",
+    "ablation_matrix": "evaluation.matrix",
     "minimality": "evaluation.minimality",
+    "overlap": "evaluation.overlap",
+    "stability": "evaluation.overlap",
+    "circuits_auc": "evaluation.recovery",
+    "node_scores": "evaluation.recovery",
+    "recovery": "evaluation.recovery",
+    "repaired": "evaluation.spread",
+    "spread": "evaluation.spread",
     "subcases": "evaluation.subcases",
     "Gate": "gates",
     "HardConcrete": "gates",
@@ -130,6 +151,7 @@ _HOMES = {
     "MibFile": "interop.mib",
     "from_mib": "interop.mib",
     "to_mib": "interop.mib",
+    "induced": "inducing",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",

@@ -24,7 +24,7 @@ def effective_sites(sites: Sites, kept: Bool[Tensor, "site"]) -> Bool[Tensor, "s
         result[sites.part("heads")].view(-1, len(names))[:, gone] = False
     if "edges" in sites.kinds:
         graph, rows = sites.graph, result[sites.part("edges")].view(-1, sites.graph.n_edges)
-        rows &= graph.effective(rows.any(0) & ~_edges_of(graph, removed))
+        rows &= graph.effective(rows.any(0) & ~edges_of_removed(graph, removed))
     return result
 
 
@@ -39,8 +39,8 @@ def _removed_nodes(sites: Sites, kept: Tensor) -> set[str]:
     return removed
 
 
-def _edges_of(graph: Graph, removed: set[str]) -> Bool[Tensor, "edge"]:
-    """Edges from or into removed nodes."""
+def edges_of_removed(graph: Graph, removed: set[str]) -> Bool[Tensor, "edge"]:
+    """Edges from or into removed nodes; into a key/value head where all heads that share it are removed."""
     gone = torch.tensor([_is_of(name, removed) for name in graph.writers], dtype=torch.bool)
     result = torch.zeros(len(graph), dtype=torch.bool)
     for readers in graph.readers:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tlprune.circuit import Circuit
 from tlprune.learning.metrics import Performance, measure, measure_each
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.cache import RunCache
+from tlprune.masking.checks import check_model
 from tlprune.masking.masked import Masked, masked_circuit
 from tlprune.statistic import Statistic
 from tlprune.task import Batch, Metric, Task
@@ -48,6 +50,32 @@ class Bench:
         batch = in_order(examples.test if isinstance(examples, Task) else examples)
         cache = masked.cache(batch)
         return Bench(masked, batch, cache, task.metrics if task else {})
+
+    @staticmethod
+    def of_all(model: Any, circuits: Sequence[Circuit], examples: Batch | Task, *, ablation: Ablation | None) -> Bench:
+        """A bench for all of these circuits.
+
+        Raises:
+            ValueError: as :meth:`of`; or the circuits have different sites, or were found under different ablations
+                and none is given.
+        """
+        first, *others = circuits
+        differing = [other for other in others if other.sites != first.sites]
+        if differing:
+            raise ValueError(
+                f"Circuits need the same sites to be compared but have {first.sites} and {differing[0].sites}. "
+                "Find all with the same model, sites and convention."
+            )
+        told = {json.dumps(one.provenance.get("ablation", {"name": "resample"}), sort_keys=True) for one in circuits}
+        if ablation is None and len(told) > 1:
+            raise ValueError(
+                f"Circuits need one ablation to be compared but were found under {' and '.join(sorted(told))}. Say "
+                "which: ablation=..."
+            )
+        bench = Bench.of(model, first, examples, ablation=ablation)
+        for other in others:
+            check_model(bench.masked.backend, other, bench.masked.ablation)
+        return bench
 
     @property
     def ablation(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Greedy:
 
     def select(self, scores: Scores, count: int) -> Circuit:
         """The first ``count`` edges that growing from the logits takes."""
-        graph = graph_of(scores, self)
+        graph = graph_of(scores, type(self).__name__)
         check_count(count, scores.sites)
         kept = torch.zeros(len(graph), dtype=torch.bool)
         order = _grown(graph, ranking(scores, self.by).tolist())

@@ -68,7 +68,7 @@ class Connected:
         Raises:
             ValueError: no circuit was found in time.
         """
-        graph = graph_of(scores, self)
+        graph = graph_of(scores, type(self).__name__)
         check_count(count, scores.sites)
         if count == 0:
             return taken(self, scores, torch.zeros(len(graph), dtype=torch.bool), count=count, gap=0.0)

@@ -59,7 +59,7 @@ class Pruned:
         if self.size == "nominal":
             found = self.inner.select(scores, count)
             return self._of(found, found.effective.kept, scores, count)
-        return self._of_effective_size(scores, graph_of(scores, self), count)
+        return self._of_effective_size(scores, graph_of(scores, type(self).__name__), count)
 
     def _of_effective_size(self, scores: Scores, graph: Graph, count: int) -> Circuit:
         below, above = self._around(scores, count)

@@ -141,7 +141,7 @@ def first(values: Float[Tensor, "site"], count: int) -> Bool[Tensor, "site"]:
     return kept
 
 
-def graph_of(scores: Scores, selection: object) -> Graph:
+def graph_of(scores: Scores, user: str) -> Graph:
     """The graph of scores that are of edges alone, without spans.
 
     Raises:
@@ -151,7 +151,7 @@ def graph_of(scores: Scores, selection: object) -> Graph:
         spans = f" that differ by the spans {', '.join(scores.sites.spans)}" if scores.sites.spans else ""
         kinds = " + ".join(scores.sites.kinds)
         raise ValueError(
-            f"{type(selection).__name__} follows paths, so it needs scores of edges alone, one for each, but these are "
+            f"{user} follows paths, so it needs scores of edges alone, one for each, but these are "
             f"of {kinds}{spans}. Take the edges, scores.of('edges'), or use tp.Top()."
         )
     return scores.graph

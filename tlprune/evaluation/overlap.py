@@ -1,0 +1,178 @@
+"""How alike circuits are, less how alike they would be by chance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from tlprune.circuit import Circuit
+from tlprune.evaluation.table import aligned
+from tlprune.random_circuits import connected_random
+
+Chance = Literal["uniform", "connected"]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two circuits of the same sites; printing it gives a line.
+
+    Attributes:
+        iou: intersection over union.
+        chance: expected intersection over union with a random circuit of the second one's size.
+        shared: sites in both.
+        sizes: sites in the first, in the second, and in all.
+    """
+
+    iou: float
+    chance: float
+    shared: int
+    sizes: tuple[int, int, int]
+
+    @property
+    def excess(self) -> float:
+        """Intersection over union less that of chance; 0 for what a random circuit does."""
+        return self.iou - self.chance
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**vars(self), "sizes": list(self.sizes), "excess": self.excess}
+
+    def __str__(self) -> str:
+        first, second, total = self.sizes
+        return (
+            f"IoU {self.iou:.3f}, less chance {self.excess:.3f}; {self.shared:,} shared by {first:,} and {second:,} of "
+            f"{total:,}"
+        )
+
+
+def overlap(
+    first: Circuit, second: Circuit, *, chance: Chance = "connected", samples: int = 100, seed: int = 0
+) -> Overlap:
+    """Intersection over union of two circuits, beside that of chance.
+
+    Chance is the mean over random circuits of the second one's size, held against the first: ``"uniform"``, any sites,
+    in closed form, ``sum_k P(k) k / (a + b - k)`` with ``k`` hypergeometric; ``"connected"``, edges on paths
+    (:func:`~tlprune.connected_random`), of ``samples`` draws. Random connected circuits share the few edges next to
+    the embeddings and the logits more often than others, so that chance is higher for them.
+
+    Args:
+        first: one circuit.
+        second: another of the same sites.
+        chance: which circuits are drawn; ``"connected"`` for edges without spans alone.
+        samples: how many connected circuits.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the circuits have different sites or models, or are not of edges.
+
+    Example:
+        >>> import tlprune as tp
+        >>> truth = tp.planted("copy").circuit
+        >>> print(overlap(truth, truth, chance="uniform"))
+        IoU 1.000, less chance 0.988; 2 shared by 2 and 2 of 110
+    """
+    iou = first.iou(second)
+    expected = _uniform(len(first), len(second), len(first.kept)) if chance == "uniform" else None
+    if expected is None:
+        expected = _connected(first, len(second), samples, seed)
+    shared = int((first.kept & second.kept).sum())
+    return Overlap(iou, expected, shared, (len(first), len(second), len(first.kept)))
+
+
+def _uniform(first: int, second: int, total: int) -> float:
+    from scipy.stats import hypergeom
+
+    if first + second == 0:
+        return 1.0
+    able = range(max(1, first + second - total), min(first, second) + 1)
+    return sum(float(hypergeom.pmf(k, total, first, second)) * k / (first + second - k) for k in able)
+
+
+def _connected(first: Circuit, count: int, samples: int, seed: int) -> float:
+    if first.sites.kinds != ("edges",) or first.sites.spans or samples < 1:
+        raise ValueError(
+            f"Connected random circuits need edges without spans, and at least 1 sample, but got {first.sites} and "
+            f"{samples} samples. Use chance='uniform'."
+        )
+    drawn = (connected_random(first.graph, count, seed=seed + sample) for sample in range(samples))
+    own = Circuit(first.sites, first.kept)
+    return sum(own.iou(Circuit(one.sites, one.kept)) for one in drawn) / samples
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How alike the circuits of several seeds or resamples are; printing it gives a table.
+
+    Attributes:
+        pairs: every pair of circuits.
+        in_all: sites that all circuits have.
+        in_any: sites that at least one has.
+        sizes: of the circuits.
+    """
+
+    pairs: tuple[Overlap, ...]
+    in_all: int
+    in_any: int
+    sizes: tuple[int, ...]
+
+    @property
+    def iou(self) -> float:
+        """Mean intersection over union of the pairs."""
+        return sum(pair.iou for pair in self.pairs) / len(self.pairs)
+
+    @property
+    def chance(self) -> float:
+        """What it would be by chance."""
+        return sum(pair.chance for pair in self.pairs) / len(self.pairs)
+
+    @property
+    def excess(self) -> float:
+        """Mean intersection over union less that of chance."""
+        return self.iou - self.chance
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        counts = {"in_all": self.in_all, "in_any": self.in_any, "sizes": list(self.sizes)}
+        return {"iou": self.iou, "chance": self.chance, "excess": self.excess, **counts}
+
+    def __str__(self) -> str:
+        row = [f"{value:.3f}" for value in (self.iou, self.chance, self.excess)]
+        counts = [f"{self.in_all:,}", f"{self.in_any:,}"]
+        lines = aligned(["circuits", "mean IoU", "chance", "excess", "in all", "in any"],
+                        [[str(len(self.sizes)), *row, *counts]])  # fmt: skip
+        return "\n".join(lines)
+
+
+def stability(
+    circuits: Sequence[Circuit], *, chance: Chance = "connected", samples: int = 20, seed: int = 0
+) -> Stability:
+    """Mean intersection over union of all pairs of circuits, less that of chance.
+
+    Args:
+        circuits: found under several seeds, or on several resamples of the data; two at least.
+        chance: as of :func:`overlap`.
+        samples: random circuits for each pair.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there are fewer than two circuits, or they have different sites or models.
+
+    Example:
+        >>> import tlprune as tp
+        >>> graph = tp.planted("copy").circuit.graph
+        >>> chance = [tp.connected_random(graph, 20, seed=seed) for seed in range(8)]
+        >>> abs(stability(chance).excess) < 0.05
+        True
+    """
+    if len(circuits) < 2:
+        raise ValueError(f"Stability compares circuits but got {len(circuits)}. Find several, under several seeds.")
+    pairs = [
+        overlap(*pair, chance=chance, samples=samples, seed=seed + place * samples)
+        for place, pair in enumerate(itertools.combinations(circuits, 2))
+    ]
+    kept = torch.stack([circuit.kept for circuit in circuits])
+    return Stability(tuple(pairs), int(kept.all(0).sum()), int(kept.any(0).sum()), tuple(map(len, circuits)))
