@@ -72,7 +72,7 @@ class Tool:
     kinds: tuple[str, ...]
 
 
-OURS = Tool("tlprune", "probe_tlprune", ("eap", "circuit", "subnetwork_probing", "acdc"))
+OURS = Tool("tlprune", "probe_tlprune", KINDS)
 AUTO_CIRCUIT = Tool("auto-circuit", "probe_auto_circuit", KINDS)
 TRANSFORMER_LENS = Tool("TransformerLens", "probe_transformer_lens", ("eap", "circuit"))
 

@@ -1,6 +1,7 @@
 """CPU seconds of tlprune on the work of the other probes; started by ``benchmarks.peers``.
 
 - ``eap``: attribution of all edges of the logit difference, its corrupted run included, nothing cached.
+- ``eap_ig``: the same along the inputs, at five points, the corrupted end among them.
 - ``circuit``: one circuit of a twentieth of the edges, its corrupted run included.
 - ``subnetwork_probing``: a later training step of edge masks with a penalty on their expected number; what replaces
   ablated activations is known by then.
@@ -33,6 +34,7 @@ def prepare(job: Job) -> dict[str, Work]:
     return {
         "plain_step": plain_step(model, batch.clean.ids),
         "eap": timed(lambda: tp.EAP(batch_size=job.batch).score(model, task)),
+        "eap_ig": timed(lambda: tp.EAPIG(batch_size=job.batch, steps=5, points="left").score(model, task)),
         "circuit": timed(lambda: run_circuit(model, Circuit(sites, kept), batch)),
         "subnetwork_probing": timed(lambda: next(training)),
         "acdc": timed(lambda: tp.ACDC(threshold=0.01).find(model, task)),

@@ -6,6 +6,7 @@ The figures are in ``tests/golden``, with the tool's commit and settings. Theirs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,7 +22,8 @@ from tlprune.learning.objectives import divergence, logit_difference
 from tlprune.masking.cache import reference_predictions
 from tlprune.task import Stream, Task, Tokenisation
 
-EAP_IG, ACDC, EDGE_PRUNING = golden("eap_ig"), golden("acdc"), golden("edge_pruning")
+EAP_IG, AUTO_CIRCUIT = golden("eap_ig"), golden("auto_circuit")
+ACDC, EDGE_PRUNING = golden("acdc"), golden("edge_pruning")
 NORMAL = ("normal", False)
 BATCH, HEADS = golden_batch(), SIZES["n_head"]
 TASK = Task("golden", {"main": Stream(BATCH, BATCH, BATCH)}, Tokenisation(prepend_bos=False))
@@ -32,7 +34,7 @@ def model() -> Any:
     return tp.bridge(golden_model())
 
 
-@pytest.mark.parametrize("told", [EAP_IG, ACDC, EDGE_PRUNING], ids=lambda told: told["about"]["tool"])
+@pytest.mark.parametrize("told", [EAP_IG, AUTO_CIRCUIT, ACDC, EDGE_PRUNING], ids=lambda told: told["about"]["tool"])
 def test_the_model_is_the_one_that_was_measured(told: dict[str, Any]) -> None:
     assert checksum(golden_model(torch.float32)) == told["about"]["weights"]
 
@@ -45,17 +47,36 @@ def in_graph_order(scores: list[float], names: list[str], model: Any) -> Tensor:
     return torch.tensor([found[name] for name in tp.edges(model).graph.edges()], dtype=torch.float64)
 
 
-def assert_same_scores(ours: Tensor, name: str, model: Any) -> None:
-    """Theirs divides the gradient of a batch's *mean* loss by the number of examples once more."""
-    theirs = in_graph_order(EAP_IG["scores"][name], EAP_IG["edges"], model) * len(BATCH)
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
     largest = float(theirs.abs().max())
-    assert largest > 0.1
-    assert float((ours - theirs).abs().max()) <= 1e-3 * largest
+    assert largest > 0.01
+    assert float((ours - theirs).abs().max()) <= 1e-4 * largest
     assert float(torch.corrcoef(torch.stack([ranks(ours), ranks(theirs)]))[0, 1]) >= 0.999
 
 
-def test_eap_scores_are_those_of_eap_ig(model: Any) -> None:
-    assert_same_scores(tp.EAP().score(model, TASK).values, "EAP", model)
+LEFT = tp.EAPIG(points="left", steps=5)
+SAME: dict[str, tp.EAP | tp.EAPIG | tp.EdgePatching] = {
+    "EAP": tp.EAP(),
+    "EAP-IG-inputs, 5 steps": LEFT,
+    "EAP-IG-inputs, 5 steps, KL": replace(LEFT, objective=tp.KL()),
+    "clean-corrupted": tp.EAPIG(points="ends", steps=1),
+    "exact": tp.EdgePatching(),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_scores_are_those_of_eap_ig(model: Any, name: str) -> None:
+    """Its gradients are of a batch's *mean* loss, and it divides them by the number of examples once more."""
+    factor = 1 if name == "exact" else len(BATCH)
+    theirs = factor * in_graph_order(EAP_IG["scores"][name], EAP_IG["edges"], model)
+    assert_same(SAME[name].score(model, TASK).values, theirs)
+
+
+def test_the_points_of_the_paper_are_others(model: Any) -> None:
+    """Its code leaves the clean end out and takes the corrupted one, where the paper does the reverse."""
+    paper = replace(LEFT, points="right").score(model, TASK).values
+    code = len(BATCH) * in_graph_order(EAP_IG["scores"]["EAP-IG-inputs, 5 steps"], EAP_IG["edges"], model)
+    assert float((paper - code).abs().max()) > 0.05 * float(code.abs().max())
 
 
 def test_a_circuit_has_the_effective_edges_and_logit_differences_of_eap_ig(model: Any) -> None:
@@ -75,6 +96,26 @@ def differences(model: Any, circuit: Circuit) -> list[float]:
     return logit_difference(tp.Masked(model, circuit)(BATCH), BATCH).flatten().tolist()
 
 
+# ---- auto-circuit
+
+
+def test_eap_scores_are_those_of_auto_circuit(model: Any) -> None:
+    """Its mask counts what is patched, so the gradient of its loss -LD has our sign."""
+    theirs = in_graph_order(AUTO_CIRCUIT["scores"]["mask_val=0"], AUTO_CIRCUIT["edges"], model)
+    assert_same(tp.EAP().score(model, TASK).values, theirs)
+
+
+def test_integrated_gradients_of_auto_circuit_go_along_the_masks(model: Any) -> None:
+    """All masks together at five values, both ends among them; the gradients are added up and not averaged."""
+    sites = tp.edges(model)
+    masked, total = tp.Masked(model, tp.Masks(sites)), torch.zeros(len(sites), dtype=torch.float64)
+    for value in (1.0, 0.75, 0.5, 0.25, 0.0):
+        mask = torch.full((len(sites),), value, dtype=torch.float64, requires_grad=True)
+        total += torch.autograd.grad(logit_difference(masked(BATCH, mask=mask), BATCH).mean(), mask)[0]
+    told = AUTO_CIRCUIT["scores"]["integrated_grad_samples=4"]
+    assert_same(total, in_graph_order(told, AUTO_CIRCUIT["edges"], model))
+
+
 # ---- ACDC
 
 
@@ -85,11 +126,13 @@ def metric(model: Any) -> Callable[[Tensor], float]:
     reference = reference_predictions(masked.backend, BATCH)
     replaced = masked.ablation.replaced(masked.backend, BATCH.clean, BATCH.corrupt, masked.wanted)
 
+    @cache
     @torch.no_grad()
-    def kl(kept: Tensor) -> float:
-        return float(divergence(masked(BATCH, mask=kept.double(), replaced=replaced), reference).mean())
+    def kl(kept: tuple[bool, ...]) -> float:
+        mask = torch.tensor(kept, dtype=torch.float64)
+        return float(divergence(masked(BATCH, mask=mask, replaced=replaced), reference).mean())
 
-    return kl
+    return lambda kept: kl(tuple(kept.tolist()))
 
 
 def searched(metric: Callable[[Tensor], float], groups: list[list[int]], count: int, threshold: float) -> Tensor:
