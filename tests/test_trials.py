@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from styles import CASES, NAMES, NORMED_HEADS, STYLES, model_of, random_batch
+from styles import CASES, NAMES, NORMED_HEADS, STYLES, fresh, model_of, random_batch
 from torch import Tensor
 
 import tlprune as tp
@@ -145,3 +145,35 @@ def test_only_blocks_with_a_change_are_run() -> None:
         with counted(model) as passes:
             trials.values(without(kept, graph.index(edge)))
         assert passes.forward == pytest.approx(blocks / 3 * len(EXAMPLES)), edge
+
+
+def late(metric: HardMetric) -> Tensor:
+    """A circuit whose last two MLPs are read by MLPs and the logits alone, and m0 by attention."""
+    kept = torch.ones(metric.graph.n_edges, dtype=torch.bool)
+    for readers in metric.graph.readers:
+        if readers.kind == "attention" and readers.layer == 2:
+            readers.block(kept)[:, metric.graph.writers.index("m1")] = False
+    return kept
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_mlps_that_no_attention_reads_are_run_at_the_answers_alone(hooked: bool) -> None:
+    """And everywhere, if a hook of somebody else's may count on that; the metrics are the same."""
+    model = fresh("gpt2")
+    shapes: dict[str, int] = {}
+    for layer in range(3):
+        point = model.hook_dict[f"blocks.{layer}.mlp.hook_post"]
+        note = lambda module, inputs, output, layer=layer: shapes.update({f"m{layer}": output.shape[1]})  # noqa: E731
+        point.register_forward_hook(note)
+    if hooked:
+        model.hook_dict["blocks.1.hook_mlp_out"].add_hook(lambda value, hook: 2 * value)
+    metric = metric_of(model, batch_size=8)
+    kept = late(metric)
+    trials, candidates = resumed(metric), without(kept, 0, 1, 2)
+    trials.start(kept)
+    expected = [metric(one) for one in candidates]
+    shapes.clear()
+    assert trials.values(candidates) == pytest.approx(expected, rel=1e-9, abs=1e-11)
+    assert shapes == {"m0": 6, "m1": 6 if hooked else 1, "m2": 6 if hooked else 1}
+    trials.accept(0)
+    agree(trials, metric, without(candidates[0], metric.graph.index("m0->m1"), metric.graph.index("m1->m2")))

@@ -259,6 +259,10 @@ class Backend(Protocol):
         """
         ...
 
+    def is_hooked(self) -> bool:
+        """Whether there are hooks of somebody else's on the model."""
+        ...
+
     def matrices(self) -> list[Matrix]:
         """Names and shapes of :meth:`parameters`, seen as matrices."""
         ...

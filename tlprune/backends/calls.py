@@ -51,6 +51,8 @@ def frozen(model: Module) -> Iterator[None]:
 class Runs(ABC):
     """Plain, edited and steered runs of a model, for a backend that says how it is hooked and how it is called."""
 
+    model: Any
+
     @abstractmethod
     def edited(self, edits: Edits, positions: Tensor | None = None) -> AbstractContextManager[set[Point]]: ...
 
@@ -78,6 +80,9 @@ class Runs(ABC):
             logits = self._forward(tokens)
         check_met(edits, met)
         return logits
+
+    def is_hooked(self) -> bool:
+        return any(point.fwd_hooks or point.bwd_hooks for point in self.model.hook_dict.values())
 
     def resume(
         self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor, layers: Sequence[int]

@@ -42,6 +42,16 @@ class Reach:
         reached = self.graph.writers_reached(readers, rows)
         return reached.any().expand(len(reached)) if self._shared(readers) else reached
 
+    def elsewhere(self, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "writer"]:
+        """Writers that can reach the logits through attention, and so from other positions than the answer's."""
+        needed, elsewhere = self.needed(kept), torch.zeros(len(self.graph.writers), dtype=torch.bool)
+        for readers in reversed(self.graph.readers):
+            mlp = readers.kind == "mlp" and bool(elsewhere[self.graph.writers_of(readers)].any())
+            if readers.kind == "attention" or mlp:
+                live = self.live(readers, needed)
+                elsewhere[: readers.width] |= (live[:, None] & readers.block(kept)).any(0)
+        return elsewhere
+
     def _shared(self, readers: Readers) -> bool:
         return self.coupled and readers.kind == "attention"
 
@@ -56,6 +66,7 @@ class Change:
         carried: other rows that see a writer that changed.
         same: rows that see what they see in the current circuit, and feed the same writers as those that do not.
         writers: numbers of the writers that send something else.
+        answers: what they send is read at the answer positions alone, because no attention reads it.
     """
 
     readers: Readers
@@ -63,6 +74,7 @@ class Change:
     carried: Int[Tensor, "_"]
     same: Int[Tensor, "_"]
     writers: Int[Tensor, "_"]
+    answers: bool
 
 
 def changes(
@@ -80,28 +92,32 @@ def changes(
         the logits.
     """
     union, found = candidates.any(0), {}
-    needed, changed = reach.needed(union), torch.zeros(len(reach.graph.writers), dtype=torch.bool)
+    needed, elsewhere = reach.needed(union), reach.elsewhere(union)
+    changed = torch.zeros_like(needed)
     for readers in reach.graph.readers:
         live = reach.live(readers, needed)
         other = live & (readers.block(candidates) != readers.block(current)).any(-1).any(0)
         carried = live & ~other & (readers.block(union) & changed[: readers.width]).any(1)
         if readers.kind == "logits" or bool((other | carried).any()):
-            change = _change(reach, readers, other, carried, needed)
+            change = _change(reach, readers, other, carried, needed, elsewhere)
             found[readers.kind, readers.layer] = change
             changed[change.writers] = True
     return found
 
 
-def _change(reach: Reach, readers: Readers, other: Tensor, carried: Tensor, needed: Tensor) -> Change:
+def _change(
+    reach: Reach, readers: Readers, other: Tensor, carried: Tensor, needed: Tensor, elsewhere: Tensor
+) -> Change:
     if readers.kind == "logits":
         none = torch.zeros(0, dtype=torch.long)
-        return Change(readers, _where(other), _where(~other), none, none)
+        return Change(readers, _where(other), _where(~other), none, none, answers=True)
     own = reach.graph.writers_of(readers)
     fed = reach.fed(readers, other | carried)
     feeding, senders = torch.zeros_like(needed), torch.zeros_like(needed)
     feeding[own], senders[own] = fed, fed & needed[own]
     same = reach.graph.readers_of(readers, feeding if reach.coupled else senders) & ~other & ~carried
-    return Change(readers, _where(other), _where(carried), _where(same), _where(senders))
+    answers = readers.kind == "mlp" and not elsewhere[own].any()
+    return Change(readers, _where(other), _where(carried), _where(same), _where(senders), answers)
 
 
 def _where(marked: Tensor) -> Tensor:

@@ -35,12 +35,14 @@ class Standing:
 
     Attributes:
         differences: ``x - x~`` of each writer.
+        hooked: whether hooks of somebody else's are on the model.
     """
 
     def __init__(self, backend: Backend, graph: Graph, batch: Batch, replaced: Activations) -> None:
         self.backend, self.graph, self.batch, self.replaced = backend, graph, batch, replaced
         self.exact = torch.promote_types(backend.dtype, torch.float32)
         self.differences: Float[Tensor, "writer example pos d_model"] = torch.empty(0, 0, 0, 0)
+        self.hooked = backend.is_hooked()
         self.begin()
 
     @torch.no_grad()
@@ -81,6 +83,9 @@ class ResumedRun:
         changes: what candidates change, by kind of readers and layer.
         masks: of the candidates, ``(candidate, edge)``.
 
+    MLPs whose output no attention reads are run at the answer positions alone, unless hooks of somebody else's, which
+    may count on all positions, are on the model.
+
     Attributes:
         writers: which writers send something else in some candidate.
         deltas: by how much, ``(writer, candidate, example, pos, d_model)``.
@@ -95,6 +100,8 @@ class ResumedRun:
         shape = (len(self.writers), len(masks), *standing.differences.shape[1:])
         self.deltas = torch.empty(shape, dtype=self.backend.dtype, device=self.backend.device)
         self.written = 0
+        self.positions = standing.batch.positions.to(self.backend.device)
+        self._examples = torch.arange(len(self.positions), device=self.backend.device)[:, None]
 
     @property
     def layers(self) -> list[int]:
@@ -127,19 +134,29 @@ class ResumedRun:
         own = change.writers - self.graph.attention_writers(layer)
         sent = z.unflatten(0, (len(self.masks), -1))[..., own, :] - self.standing.replaced.outgoing[layer][..., own, :]
         weight = self.backend.output_weight(layer)[own]
-        self._write(through(sent.flatten(0, 1), weight).unflatten(1, (len(self.masks), -1)))
+        self._write(through(sent.flatten(0, 1), weight).unflatten(1, (len(self.masks), -1)), None)
 
     def mlp(self, layer: int, output: Float[Tensor, "example pos d_model"]) -> None:
         change = self.changes.get(("mlp", layer))
         if change is not None and len(change.writers):
-            values = output.unflatten(0, (len(self.masks), -1)) - self.standing.replaced.mlps[layer]
-            self._write(values[None])
+            positions = self._positions(change)
+            replaced = self.standing.replaced.mlps[layer].expand(self.standing.differences.shape[1:])
+            values = output.unflatten(0, (len(self.masks), -1)) - self._at(replaced[None], positions)[0]
+            self._write(values[None], positions)
 
-    def _write(self, values: Float[Tensor, "writer candidate example pos d_model"]) -> None:
+    def _write(self, values: Float[Tensor, "writer candidate example _ d_model"], positions: Tensor | None) -> None:
         slots = slice(self.written, self.written + len(values))
-        current = self.standing.differences[self.writers[slots]][:, None]
-        torch.sub(values, current, out=self.deltas[slots])
+        current = self._at(self.standing.differences[self.writers[slots]], positions)[:, None]
+        if positions is None:
+            torch.sub(values, current, out=self.deltas[slots])
+        else:
+            self.deltas[slots] = 0
+            self.deltas[slots][:, :, self._examples, positions] = values - current
         self.written = slots.stop
+
+    def _positions(self, change: Change) -> Tensor | None:
+        """The answer positions, if nothing else is read of what these readers feed."""
+        return self.positions if change.answers and not self.standing.hooked else None
 
     # ---- readers
 
@@ -174,10 +191,10 @@ class ResumedRun:
         change = self.changes.get(("mlp", layer))
         if change is None:
             return self.deltas.new_zeros(1, 1, self.backend.d_model)
-        return self._stream(change, None)
+        return self._stream(change, self._positions(change))
 
     def final(self) -> Float[Tensor, "example answer d_model"]:
-        return self._stream(self.changes["logits", self.graph.architecture.n_layers], self.standing.batch.positions)
+        return self._stream(self.changes["logits", self.graph.architecture.n_layers], self.positions)
 
     def _stream(self, change: Change, positions: Tensor | None) -> Tensor:
         streams = self._other if len(change.other) else self._carried
@@ -221,15 +238,12 @@ class ResumedRun:
         before = int((self.writers < change.readers.width).sum())
         deltas = self.deltas[:before]
         if positions is not None:
-            deltas = self._at(deltas.flatten(0, 1), positions).unflatten(0, deltas.shape[:2])
+            deltas = deltas[:, :, self._examples, positions]
         return self._block(change)[..., self.writers[:before]], deltas
 
     def _at(self, values: Tensor, positions: Tensor | None) -> Tensor:
         """``(any, example, pos, d_model)`` at the answer positions."""
-        if positions is None:
-            return values
-        examples = torch.arange(values.shape[1], device=values.device)[:, None]
-        return values[:, examples, positions.to(values.device)]
+        return values if positions is None else values[:, self._examples, positions]
 
 
 def through(
