@@ -25,16 +25,11 @@ class Run:
 
     Attributes:
         model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
-<<<<<<< HEAD
         task: such as ioi, gendered-pronoun, greater-than, induction, docstring, planted or, for models that classify,
             sst2; or a file of prompts that ends in .jsonl. An unknown name lists all.
-        method: such as edge-pruning, acdc, eap, eap-ig or random. An unknown name lists all.
-=======
-        task: ioi, gendered-pronoun, greater-than, induction, planted, a file of prompts that ends in .jsonl, or for
-            models that classify sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws, paws-qqp.
-        method: eap, edge-pruning, random, subnetwork-probing, ugs.
->>>>>>> refs/helpers/H4
-        out: directory for circuit.json, metrics.jsonl, circuit.html and evaluation.json; by default a new one in runs/.
+        method: such as edge-pruning, acdc, eap, eap-ig, node-patching or random. An unknown name lists all.
+        out: directory for circuit.json, metrics.jsonl, circuit.html (of edges) and evaluation.json; by default a new
+            one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
     """
