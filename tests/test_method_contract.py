@@ -189,6 +189,13 @@ ROWS = {
         bad={"no samples": ({"samples": 0}, "samples must be at least 1")},
         records=6,
     ),
+    "information-flow-routes": Row(
+        exact=None,
+        quick=tp.InformationFlowRoutes(edges=20, batch_size=3),
+        random=False,
+        replaces=False,
+        bad={"percent": ({"sparsity": 95}, "give 0.95"), **BATCHES},
+    ),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
 ABLATIONS = {"resample": tp.Resample(), "zero": tp.Zero(), "mean": tp.Mean(), "own mean": "clean prompts"}

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.hisp import HISP as HISP
+    from tlprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
@@ -185,6 +186,7 @@ _HOMES = {
     "EAPIG": "methods.eap_ig",
     "EdgePruning": "methods.edge_pruning",
     "HISP": "methods.hisp",
+    "InformationFlowRoutes": "methods.information_flow",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
     "method_from": "methods.provenance",

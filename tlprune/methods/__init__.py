@@ -8,6 +8,7 @@ from tlprune.methods.eap import EAP
 from tlprune.methods.eap_ig import EAPIG
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.hisp import HISP
+from tlprune.methods.information_flow import InformationFlowRoutes
 from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
 from tlprune.methods.subnetwork_probing import SubnetworkProbing
@@ -22,6 +23,7 @@ METHODS = {
     "node-patching": NodePatching,
     "atp": AtP,
     "hisp": HISP,
+    "information-flow-routes": InformationFlowRoutes,
     "random": Random,
     "subnetwork-probing": SubnetworkProbing,
     "ugs": UGS,
