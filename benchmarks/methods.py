@@ -21,8 +21,8 @@ import tyro
 
 import tlprune as tp
 from benchmarks import stories
-from tlprune.benchmarking.report import device_text, write_report
 from tlprune.benchmarking.plots import write_plots
+from tlprune.benchmarking.report import device_text, write_report
 from tlprune.benchmarking.rows import Store
 
 # What a comparison needs: a model, a task, and the true circuit where one is known.
@@ -106,7 +106,9 @@ def main() -> None:
                 tell=print,
             )  # fmt: skip
             store = Store(folder)
-            write_report(store, device=device_text(torch.device("cpu")), command=f"python -m benchmarks.methods ({name})")
+            write_report(
+                store, device=device_text(torch.device("cpu")), command=f"python -m benchmarks.methods ({name})"
+            )
             write_plots(store)
         print((folder / "report.md").read_text())
 

@@ -122,7 +122,25 @@ ROWS = {
             "percent": ({"sparsity": 95}, "give 0.95"),
             "no steps": ({"steps": 0}, "steps must be at least 1"),
             "no examples": ({"batch_size": 0}, "batch_size must be at least 1"),
+            "turned start": ({"spread": -1.0}, "spread must be at least 0"),
         },
+        records=6,
+    ),
+    "ensemble": Row(
+        exact=lambda edges: tp.Ensemble(edges=edges, methods=(tp.EAP(), tp.EAP(objective=tp.CrossEntropy()))),
+        quick=tp.Ensemble(edges=20, methods=(tp.EAP(), tp.EAP(objective=tp.CrossEntropy()))),
+        random=False,
+        bad={
+            "percent": ({"sparsity": 95}, "give 0.95"),
+            "nobody": ({"methods": ()}, "needs methods that score"),
+            "no method": ({"methods": (tp.KL(),)}, "needs methods that score"),
+        },
+    ),
+    "hap": Row(
+        exact=lambda edges: tp.HAP(edges=edges, steps=20, attribution=tp.EAP(edges=30)),
+        quick=tp.HAP(edges=20, steps=6, attribution=tp.EAP(edges=40)),
+        random=True,
+        bad={"no steps": ({"steps": 0}, "steps must be at least 1")},
         records=6,
     ),
     "random": Row(
@@ -175,7 +193,6 @@ ROWS = {
         quick=tp.SubnetworkProbing(edges=20, steps=6, samples=1, validate_every=3),
         random=True,
         bad={
-            "level": ({"level": "heads"}, "level must be 'edges' or 'nodes'"),
             "other size": ({"edges": 5, "level": "nodes"}, "keep a number of nodes but were given edges=5"),
             "paid for sites": ({"regularisation": -1.0}, "at least 0 and finite but is -1.0"),
             "no steps": ({"steps": 0}, "steps must be at least 1"),

@@ -104,7 +104,7 @@ REFUSED = {
     "by hand": ({"source": "paper"}, r"this one has source and no method.*provenance\['of'\]"),
     "nothing": ({}, "this one has nothing and no method"),
     "a name alone": ({"method": "edge-pruning"}, "no method"),
-    "unknown method": (told(name="sieve"), r"methods edge-pruning.*'sieve'.*that found it \(9.8\)"),
+    "unknown method": (told(name="sieve"), r"methods .*edge-pruning.*'sieve'.*that found it \(9.8\)"),
     "no name": (told(name="gone"), "but the circuit is of None"),
     "a part as a method": ({"method": {"name": "KL"}}, "but the circuit is of 'KL'"),
     "unknown field": (told(depth=3), "has depth besides and lacks none"),

@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
+    from tlprune.methods.ensemble import Ensemble as Ensemble
+    from tlprune.methods.hap import HAP as HAP
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
     from tlprune.methods.patching import EdgePatching as EdgePatching
@@ -185,6 +187,8 @@ _HOMES = {
     "ACDC": "methods.acdc",
     "EAPIG": "methods.eap_ig",
     "EdgePruning": "methods.edge_pruning",
+    "Ensemble": "methods.ensemble",
+    "HAP": "methods.hap",
     "HISP": "methods.hisp",
     "InformationFlowRoutes": "methods.information_flow",
     "EdgePatching": "methods.patching",

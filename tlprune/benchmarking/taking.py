@@ -45,4 +45,3 @@ def between_nodes(circuit: Circuit, graph: Graph) -> Circuit:
 
 def _largest(circuits: Sequence[Circuit], count: int) -> Circuit:
     return max((one for one in circuits if len(one) <= count), key=len)
-

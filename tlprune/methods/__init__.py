@@ -7,6 +7,8 @@ from tlprune.methods.atp import AtP
 from tlprune.methods.eap import EAP
 from tlprune.methods.eap_ig import EAPIG
 from tlprune.methods.edge_pruning import EdgePruning
+from tlprune.methods.ensemble import Ensemble
+from tlprune.methods.hap import HAP
 from tlprune.methods.hisp import HISP
 from tlprune.methods.information_flow import InformationFlowRoutes
 from tlprune.methods.patching import EdgePatching, NodePatching
@@ -19,6 +21,8 @@ METHODS = {
     "acdc": ACDC,
     "eap-ig": EAPIG,
     "edge-pruning": EdgePruning,
+    "ensemble": Ensemble,
+    "hap": HAP,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,
     "atp": AtP,

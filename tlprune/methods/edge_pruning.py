@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
 
 from tlprune.gates import HardConcrete
 from tlprune.learning.budgets import Lagrangian
@@ -13,6 +17,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.mask_training import MaskTraining
+from tlprune.methods.scales import By, check_by, scaled, scores_of
 from tlprune.methods.scoring import check_sparsity, size
 from tlprune.schedules import Schedule, join, linear, logarithmic
 from tlprune.sites import Sites
@@ -39,8 +44,16 @@ class EdgePruning(MaskTraining):
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
+        warm_start: a method whose scores decide where gates start, such as ``tp.EAP()``. With the rank of an edge
+            scaled to ``r`` in [0, 1], 1 for the highest, its first ``log_alpha`` is the recipe's plus
+            ``spread * (2 r - 1)``: the mean stays that of a cold start, and no score is an outlier.
+        warm_by: ``"absolute"``: edges that matter either way start most open, as suits KL from the full model;
+            ``"signed"``: those that help, or that another training of masks kept.
+        spread: how far from the recipe's start the first and the last edge are.
 
-    Source: Bhaskar, Wettig, Friedman, Chen, "Finding Transformer Circuits with Edge Pruning" (NeurIPS 2024).
+    Source: Bhaskar, Wettig, Friedman, Chen, "Finding Transformer Circuits with Edge Pruning" (NeurIPS 2024). Warm
+    starts: Mondorf et al., "BlackboxNLP-2025 MIB Shared Task: Exploring Ensemble Strategies for Circuit Localization
+    Methods" (2025), who start from the sizes of EAP-IG's scores.
 
     Example:
         >>> import tlprune as tp
@@ -59,6 +72,9 @@ class EdgePruning(MaskTraining):
     kv: Literal["shared", "per_query_head"] = "shared"
     validate_every: int | None = None
     seed: int = 0
+    warm_start: Any = None
+    warm_by: By = "absolute"
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -68,6 +84,9 @@ class EdgePruning(MaskTraining):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 but is {value}. Leave it out for the recipe's own.")
+        check_by(self.warm_by, "warm_by")
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise ValueError(f"spread must be at least 0 and finite but is {self.spread}. For a cold start give 0.")
 
     def sites(self, model: Any) -> Sites:
         return edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
@@ -76,14 +95,23 @@ class EdgePruning(MaskTraining):
         return {"edges": size(self.edges, self.sparsity, sites)}
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
-        return Masks(sites, HardConcrete(initial=RECIPES[self.recipe].initial))
+        gate = HardConcrete(initial=RECIPES[self.recipe].initial)
+        return Masks(sites, gate, start=self._start(gate, model, discovery, sites, ablation, progress))
+
+    def _start(
+        self, gate: HardConcrete, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, progress: bool
+    ) -> Float[Tensor, "site"] | None:
+        if self.warm_start is None:
+            return None
+        scores = scores_of(self.warm_start, model, discovery, sites, ablation, by=self.warm_by, progress=progress)
+        return (gate.initial + self.spread * (2 * scaled(scores, "rank") - 1)).float()
 
     def plan(self, masks: Masks) -> dict[str, Any]:
         recipe = RECIPES[self.recipe]
         steps, count = self.steps or recipe.steps, self.keep(masks.sites)["edges"]
         return {
             "objective": KL(),
-            "budget": recipe.budget(count, len(masks.sites), steps),
+            "budget": recipe.budget(count, len(masks.log_alpha[masks.part()]), steps),
             "steps": steps,
             "batch_size": self.batch_size,
             "optimiser": recipe.optimiser(steps),
