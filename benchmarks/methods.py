@@ -3,9 +3,9 @@
     python -m benchmarks.methods --out runs/methods --data-dir ../shared
 
 ``planted``: gates written by hand, whose true edges are known. ``taught``: a model trained to run a known program.
-``testbed``: the small trained model of the package on indirect objects and greater-than. ``stories``: a real story model on
-pronouns, names and templates of the test held out. Every setting has a folder of its own with rows, tables, plots and a
-report; a run that is stopped goes on where it was. ``--summary`` prints the reports of what is there.
+``testbed``: the small trained model of the package. ``stories``: a real story model on pronouns, names and templates of
+the test held out. Every setting has a folder of its own with rows, tables, plots and a report; a run that is stopped
+goes on where it was. ``--summary`` prints the reports of what is there.
 """
 
 from __future__ import annotations

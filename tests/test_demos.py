@@ -59,6 +59,7 @@ def small_gpt2(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:HookedTransformer.from_pretrained is deprecated:DeprecationWarning")
 def test_the_acdc_grid_runs_on_a_model_in_the_format_of_gpt2(
     small_gpt2: Path, tmp_path: Path, shown: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,8 @@ class Plan:
         ablations: what replaces ablated edges when circuits are measured: resample (default), zero, mean; a table for
             each.
         discovery: what replaces them while methods search; by default the same.
+        truth: the true circuit: ioi, greater-than, docstring (see tlprune.truths), planted, or the file of a circuit;
+            by default that of the task in a preset and in planted models, else none.
         preset: acdc-grid: models, tasks, methods, sizes and ablations of a known comparison, where none are given;
             --model then replaces its GPT-2, and --task chooses among its tasks.
         out: directory for the rows, tables, plots, report and circuits; by default runs/bench.
@@ -55,6 +57,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     ablations: tuple[AblationName, ...] = ()
     discovery: AblationName | None = None
+    truth: str | None = None
     preset: Literal["acdc-grid"] | None = None
     out: Path = Path("runs/bench")
     task_seed: int = 0
@@ -131,7 +134,18 @@ def _behaviour(plan: Plan, name: str, task_name: str) -> tuple[Any, Any, Circuit
 
     model = load(name, device=plan.device)
     task = task_builder(task_name)(model, seed=plan.task_seed)
-    return model, task, None
+    return model, task, _truth(plan, task_name, model)
+
+
+def _truth(plan: Plan, task_name: str, model: Any) -> Circuit | None:
+    """The true circuit; a name of shape 12 layers by 12 heads alone makes no model GPT-2, so it is asked for."""
+    from tlprune.truths import truth
+
+    if plan.truth is not None and Path(plan.truth).is_file():
+        return Circuit.load(plan.truth)
+    if plan.truth is not None or plan.preset is not None or task_name == "planted":
+        return truth(plan.truth or task_name, model)
+    return None
 
 
 def _store(plan: Plan) -> Store:

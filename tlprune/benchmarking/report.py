@@ -20,7 +20,7 @@ REPORT = "report.md"
 SETTING = ("model", "task", "ablation", "discovery_ablation")
 NOT_RUN = "not run"
 # What figures of a ranking against the true circuit begin with.
-TRUTH = ("roc_auc", "average_precision", "precision_at")
+TRUTH = ("roc_auc", "stairs_auc", "average_precision", "precision_")
 Row = Mapping[str, Any]
 
 

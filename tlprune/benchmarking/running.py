@@ -16,6 +16,7 @@ from tlprune.benchmarking.entries import Entry, Mode, entries_of
 from tlprune.benchmarking.rows import FAILED, MEASURED, Store
 from tlprune.benchmarking.setting import Setting
 from tlprune.benchmarking.sizes import SIZES, Size, sizes_of
+from tlprune.benchmarking.taking import between_nodes, circuits_at
 from tlprune.benchmarking.truth import against_truth, ranking_against_truth
 from tlprune.circuit import Circuit
 from tlprune.masking.ablation import Ablation, Resample
@@ -23,7 +24,7 @@ from tlprune.methods.ablations import ablation_for
 from tlprune.methods.provenance import plain
 from tlprune.scores import Scores
 from tlprune.sealing import sealed
-from tlprune.selection import Pruned, Top
+from tlprune.selection import Top
 from tlprune.task import Task
 
 Row = dict[str, Any]
@@ -185,14 +186,13 @@ def _run(setting: Setting, search: Search) -> tuple[list[Row], list[Circuit], di
 
 def _found(setting: Setting, search: Search) -> tuple[list[Circuit], Scores | None]:
     """Circuits at each size, and the scores that they are of."""
-    method, task = search.entry.method, sealed(setting.task)
+    method, task, graph = search.entry.method, sealed(setting.task), setting.sites.graph
     if search.mode == "own size":
-        return [method.find(setting.model, task, ablation=setting.discovery)], None
+        return [between_nodes(method.find(setting.model, task, ablation=setting.discovery), graph)], None
     if search.mode == "one run per size":
         method = dataclasses.replace(method, edges=search.sizes[0].count)
     scores = method.score(setting.model, task, ablation=setting.discovery)
-    selection = Pruned(getattr(method, "selection", Top()), size="effective")
-    return [selection.select(scores, size.count) for size in search.sizes], scores
+    return circuits_at(scores, search.sizes, getattr(method, "selection", Top()), graph), scores
 
 
 def _counts(circuit: Circuit) -> Row:

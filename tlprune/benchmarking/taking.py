@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tlprune.benchmarking.sizes import Size
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
-from tlprune.induced import induced
+from tlprune.inducing import induced
 from tlprune.scores import Scores
 from tlprune.selection import Pruned, Selection
 
