@@ -151,6 +151,12 @@ ROWS = {
         replaces=False,
         bad={"percent": ({"sparsity": 95}, "give 0.95")},
     ),
+    "relp": Row(
+        exact=lambda edges: tp.RelP(edges=edges),
+        quick=tp.RelP(edges=20, batch_size=5),
+        random=False,
+        bad={"no gradient": ({"objective": tp.KL()}, "RelP needs a loss that changes where nothing is ablated")},
+    ),
     "edge-patching": Row(
         exact=lambda edges: tp.EdgePatching(edges=edges),
         quick=tp.EdgePatching(edges=20),

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
+    from tlprune.methods.relp import RelP as RelP
     from tlprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
     from tlprune.methods.uniform_gradient_sampling import UGS as UGS
     from tlprune.models.bridge import bridge as bridge
@@ -195,6 +196,7 @@ _HOMES = {
     "NodePatching": "methods.patching",
     "method_from": "methods.provenance",
     "Random": "methods.random",
+    "RelP": "methods.relp",
     "SubnetworkProbing": "methods.subnetwork_probing",
     "UGS": "methods.uniform_gradient_sampling",
     "bridge": "models.bridge",

@@ -19,7 +19,8 @@ from tlprune.task import Tokens
 Norm = Literal["layer", "rms", "none"]
 # By the name that TransformerLens gives them; those ending in Pre have their weights folded into what reads them.
 NORMS: dict[str | None, Norm] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: "none"}
-# Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); and what norms
+# Where a run can be edited: ("input" | "embed" | "pos_embed", 0); ("heads" | "mlp" | "neurons", layer); what the
+# activation function of an MLP acts on, of a gated one the gate, ("preactivations", layer); and what norms
 # divide by: ("attention_norm" | "mlp_norm", layer), ("final_norm", 0), and, where what attention and MLP wrote is
 # normalised before it is added, ("attention_post_norm" | "mlp_post_norm", layer). A norm's edit gives a scale for all
 # positions.
@@ -294,6 +295,10 @@ class Backend(Protocol):
 
         Empty for post-norm models.
         """
+        ...
+
+    def gate_bias(self, layer: int) -> Tensor | None:
+        """What is added to an MLP's gated activations behind the product; ``None`` where it has no gate."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ POINTS = {
     "heads": "attn.hook_z",
     "mlp": "hook_mlp_out",
     "neurons": "mlp.hook_post",
+    "preactivations": "mlp.hook_pre",
     "attention_norm": "ln1.hook_scale",
     "mlp_norm": "ln2.hook_scale",
 }
@@ -187,8 +188,8 @@ class HookedEncoderBackend(Runs):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
             yield f"{block}attn.hook_z", lambda z, writes=writes: passed(writes.heads(z), z[:1, :1]), False
             yield f"{block}hook_mlp_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
-            if ("neurons", layer) in edits:
-                yield f"{block}mlp.hook_post", edit_at(edits, ("neurons", layer), met), False
+            for point in {("preactivations", layer), ("neurons", layer)} & edits.keys():
+                yield self._point(point), edit_at(edits, point, met), False
 
     @contextmanager
     def _mlp_inputs(self, steering: Steering) -> Iterator[None]:
@@ -235,6 +236,9 @@ class HookedEncoderBackend(Runs):
 
     def output_weight(self, layer: int) -> Tensor:
         return self.model.blocks[layer].attn.W_O
+
+    def gate_bias(self, layer: int) -> Tensor | None:
+        return None
 
     def constants(self) -> list[Tensor]:
         return []

@@ -141,7 +141,12 @@ class HookedTransformerBackend(Runs):
             return "ln_final.hook_scale"
         if kind in ("input", "embed", "pos_embed"):
             return {"input": "blocks.0.hook_resid_pre", "embed": "hook_embed", "pos_embed": "hook_pos_embed"}[kind]
-        names = {"heads": "attn.hook_z", "mlp": "hook_mlp_out", "neurons": "mlp.hook_post"}
+        names = {
+            "heads": "attn.hook_z",
+            "mlp": "hook_mlp_out",
+            "neurons": "mlp.hook_post",
+            "preactivations": "mlp.hook_pre",
+        }
         names |= {"attention_norm": "ln1.hook_scale", "mlp_norm": "ln2.hook_scale"}
         names |= {"attention_post_norm": "ln1_post.hook_scale", "mlp_post_norm": "ln2_post.hook_scale"}
         return f"blocks.{layer}.{names[kind]}"
@@ -239,8 +244,8 @@ class HookedTransformerBackend(Runs):
             if self.architecture.has_mlp:
                 yield f"{block}hook_mlp_in", lambda _, layer=layer: steering.mlp_input(layer), True
                 yield f"{block}hook_mlp_out", lambda out, writes=writes: passed(writes.mlp(out), stub), False
-            if ("neurons", layer) in edits:
-                yield f"{block}mlp.hook_post", edit_at(edits, ("neurons", layer), met), False
+            for point in {("preactivations", layer), ("neurons", layer)} & edits.keys():
+                yield self._point(point), edit_at(edits, point, met), False
 
     def _refuse_hidden_hooks(self) -> None:
         for name, point in self.model.hook_dict.items():
@@ -289,6 +294,9 @@ class HookedTransformerBackend(Runs):
     def output_weight(self, layer: int) -> Tensor:
         block = self.model.blocks[layer]
         return block.attn.W_O * block.ln1_post.w if self._post_norms else block.attn.W_O
+
+    def gate_bias(self, layer: int) -> Tensor | None:
+        return self.model.blocks[layer].mlp.b_in.detach() if self.model.cfg.gated_mlp else None
 
     def constants(self) -> list[Tensor]:
         total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)

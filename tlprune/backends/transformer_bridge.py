@@ -90,6 +90,10 @@ class TransformerBridgeBackend(Runs):
         return range(self.architecture.n_layers)
 
     @property
+    def _gated(self) -> bool:
+        return bool(getattr(self.model.cfg, "gated_mlp", False))
+
+    @property
     def d_mlp(self) -> int:
         return self.model.cfg.d_mlp
 
@@ -153,6 +157,7 @@ class TransformerBridgeBackend(Runs):
             return [(f"blocks.{layer}.attn.o.hook_in", lambda z: edit(self._by_head(z)).flatten(2), False)]
         name = {"input": "blocks.0.hook_in", "embed": "embed.hook_out", "pos_embed": "pos_embed.hook_out"}.get(kind)
         names = {"mlp": f"blocks.{layer}.{self.mlp_output}", "neurons": f"blocks.{layer}.mlp.out.hook_in"}
+        names["preactivations"] = f"blocks.{layer}.mlp.{'gate' if self._gated else 'in'}.hook_out"
         return [(name or names[kind], edit, False)]
 
     def head_points(self) -> list[nn.Module]:
@@ -245,8 +250,8 @@ class TransformerBridgeBackend(Runs):
             if self.architecture.has_mlp:
                 yield f"{block}{self.mlp_input}", lambda _, layer=layer: steering.mlp_input(layer), True
                 yield f"{block}{self.mlp_output}", lambda out, writes=writes: passed(writes.mlp(out), stub), False
-            if ("neurons", layer) in edits:
-                yield f"{block}mlp.out.hook_in", edit_at(edits, ("neurons", layer), met), False
+            for point in {("preactivations", layer), ("neurons", layer)} & edits.keys():
+                yield from self._edit(edits, point, met)
 
     def _head_hooks(self, block: str, writes: Writes, stub: Tensor) -> BridgeHooks:
         """Tell what heads send: at once, or when the norm behind them has told what it divides their sum by."""
@@ -326,6 +331,9 @@ class TransformerBridgeBackend(Runs):
         weight = self.places[f"blocks.{layer}.attn.W_O"]
         gain = self.places.exact(f"blocks.{layer}.ln1_post.w")
         return weight if gain is None else (weight * gain).to(weight.dtype)
+
+    def gate_bias(self, layer: int) -> Tensor | None:
+        return self.places.like.new_zeros(1).detach() if self._gated else None
 
     def constants(self) -> list[Tensor]:
         total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)

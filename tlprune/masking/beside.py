@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tlprune.backends.activations import Edits
+from tlprune.backends.activations import Edits, Point
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Beside:
     outputs: Sequence[Tensor] | None = None
     scales: Mapping[int, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] | None = None
+
+
+def frozen_norms(scales: Mapping[Point, Tensor]) -> Beside:
+    """Every norm at the scale that a backend's ``norm_scales`` gave for it, ``(example, pos, 1)``."""
+    edits = {point: lambda _, scale=scale: scale for point, scale in scales.items() if point[0] != "attention_norm"}
+    return Beside(edits, scales={layer: scale for (kind, layer), scale in scales.items() if kind == "attention_norm"})
 
 
 def check_gradients(trained: bool) -> None:

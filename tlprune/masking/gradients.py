@@ -19,6 +19,7 @@ from tlprune.graph import Convention, Graph
 from tlprune.masking.checks import check_same
 from tlprune.masking.held_gradients import held_gradients
 from tlprune.masking.reader_gradients import ALL, ReaderGradients
+from tlprune.masking.relevance import Rules
 from tlprune.masking.tap import Changes, Tap
 from tlprune.task import Tokens
 
@@ -41,6 +42,7 @@ def edge_gradients(
     sent: Activations | None = None,
     runs: Sequence[Run] = AS_IT_IS,
     writers: slice = ALL,
+    rules: Rules | None = None,
 ) -> Float[Tensor, "edge"]:
     """``dL/dm`` of every edge at ``m = 1``, as of :func:`~tlprune.masking.edges.run_edges`.
 
@@ -58,16 +60,20 @@ def edge_gradients(
         runs: whose gradients are summed, each with its weight and with what some writers send in it instead of what
             they compute; by default one run of the model as it is.
         writers: whose edges are wanted, by their numbers in the graph; those of others are left at 0.
+        rules: other gradients than those of the model's own functions.
     """
     assert sent is not None or len(runs) == 1
+    rules = rules or Rules()
     if graph.architecture.post_norm:
-        held = partial(held_gradients, backend, graph, tokens, replaced, loss, positions=positions, sent=sent)
+        held = partial(
+            held_gradients, backend, graph, tokens, replaced, loss, positions=positions, sent=sent, rules=rules
+        )
         return of_writers(graph, torch.stack([weight * held(changes=own) for weight, own in runs]).sum(0), writers)
     gradients = ReaderGradients(backend, graph, writers)
     for weight, changes in runs:
-        tap = Tap(backend, graph, tokens.ids.shape, changes=changes)
+        tap = Tap(backend, graph, tokens.ids.shape, changes=changes, scales=rules.beside.scales)
         with torch.enable_grad():
-            logits = _tapped(tap, tokens, positions)
+            logits = _tapped(tap, tokens, positions, rules)
             gradients.add(tap.reads, weight * loss(logits))
         sent = sent or tap.sent.activations()
     assert sent is not None
@@ -82,7 +88,7 @@ def clean_run(
     if graph.architecture.post_norm:
         return backend.logits(tokens, positions), backend.observe(tokens)
     tap = Tap(backend, graph, tokens.ids.shape)
-    logits = _tapped(tap, tokens, positions)
+    logits = _tapped(tap, tokens, positions, Rules())
     return logits, tap.sent.activations()
 
 
@@ -95,10 +101,10 @@ def of_writers(graph: Graph, values: Float[Tensor, "edge"], writers: slice) -> F
     return result
 
 
-def _tapped(tap: Tap, tokens: Tokens, positions: Positions | None) -> Tensor:
+def _tapped(tap: Tap, tokens: Tokens, positions: Positions | None, rules: Rules) -> Tensor:
     """Logits of a tapped run, which once per model and convention must be the model's own."""
     backend, convention = tap.backend, tap.graph.convention
-    logits = backend.steer(tokens, tap, convention, positions, tap.beside.edits)
+    logits = backend.steer(tokens, rules.around(tap), convention, positions, rules.beside.edits)
     tap.check_complete()
     checked = _CHECKED.setdefault(backend.model, set())
     if convention not in checked and not tap.changes:

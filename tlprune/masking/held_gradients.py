@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations, Backend
 from tlprune.graph import Graph
-from tlprune.masking.beside import Beside
 from tlprune.masking.post_norm_edges import PostNormCall
+from tlprune.masking.relevance import Rules
 from tlprune.masking.tap import Changes
 from tlprune.task import Tokens
 
@@ -27,6 +27,7 @@ def held_gradients(
     positions: Tensor | None,
     sent: Activations | None,
     changes: Changes,
+    rules: Rules,
 ) -> Float[Tensor, "edge"]:
     """``dL/dm`` of every edge of a post-norm model at ``m = 1``, with the differences ``x - x~`` held where asked.
 
@@ -39,14 +40,16 @@ def held_gradients(
         positions: where logits are wanted.
         sent: ``x`` of the differences; by default what writers send in this run.
         changes: what some writers send, instead of what they compute.
+        rules: other gradients than those of the model's own functions.
     """
     mask = torch.ones(graph.n_edges, dtype=torch.promote_types(backend.dtype, torch.float32), device=backend.device)
     mask.requires_grad_()
-    beside = Beside({point: lambda _, value=value: value for point, value in changes.items()})
+    moved = {point: lambda _, value=value: value for point, value in changes.items()}
+    beside = replace(rules.beside, edits={**rules.beside.edits, **moved})
     call = _Held(backend, graph, tokens.ids.shape, mask, replaced, beside=beside)
     call.held = None if sent is None else (sent, replaced)
     with torch.enable_grad():
-        logits = backend.steer(tokens, call, graph.convention, positions, beside.edits)
+        logits = backend.steer(tokens, rules.around(call), graph.convention, positions, beside.edits)
         call.check_complete()
         return torch.autograd.grad(loss(logits), mask)[0]
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations, Backend, Point, Projection
 from tlprune.graph import Graph, Readers
-from tlprune.masking.beside import Beside
 
 # What writers send instead of what they compute, by their point; of heads, in front of the backend's output weight.
 Changes = Mapping[Point, Tensor]
@@ -62,7 +61,7 @@ class Tap:
         graph: decides which readers there are.
         lead: the number of examples and of positions.
         changes: what some writers send, instead of what they compute.
-        beside: ``scales`` at which norms are held.
+        scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class Tap:
         lead: Sequence[int],
         *,
         changes: Changes | None = None,
-        beside: Beside | None = None,
+        scales: Mapping[int, Tensor] | None = None,
     ) -> None:
         assert not graph.architecture.post_norm, "its stream is no sum"
         self.backend, self.graph = backend, graph
-        self.changes, self.beside = changes or {}, beside or Beside()
+        self.changes, self.scales = changes or {}, scales or {}
         exact = torch.promote_types(backend.dtype, torch.float32)
         self.stream = torch.zeros(*lead, backend.d_model, dtype=exact, device=backend.device)
         self.entering = self.stream
@@ -115,8 +114,8 @@ class Tap:
         readers, stream = self._next("attention", layer)
         self.entering = self.stream
         projection = self.backend.projection(layer, self.graph.convention)
-        if layer in self.beside.scales:
-            projection = replace(projection, scale=self.beside.scales[layer].flatten(0, 1))
+        if layer in self.scales:
+            projection = replace(projection, scale=self.scales[layer].flatten(0, 1))
         q, k, v = project(projection, stream)
         self.reads.append(Read(readers, (q, k, v), stream.detach(), projection))
         return q, k, v

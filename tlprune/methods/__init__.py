@@ -13,6 +13,7 @@ from tlprune.methods.hisp import HISP
 from tlprune.methods.information_flow import InformationFlowRoutes
 from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
+from tlprune.methods.relp import RelP
 from tlprune.methods.subnetwork_probing import SubnetworkProbing
 from tlprune.methods.uniform_gradient_sampling import UGS
 
@@ -29,6 +30,7 @@ METHODS = {
     "hisp": HISP,
     "information-flow-routes": InformationFlowRoutes,
     "random": Random,
+    "relp": RelP,
     "subnetwork-probing": SubnetworkProbing,
     "ugs": UGS,
 }
