@@ -74,7 +74,7 @@ def test_a_hugging_face_object_is_converted() -> None:
     torch.testing.assert_close(ours(ids), theirs(ids).logits.double(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["testbed", "planted", "planted-or"])
+@pytest.mark.parametrize("name", ["testbed", "planted", "planted-or", "taught"])
 def test_models_of_the_package(name: str) -> None:
     model = tp.load(name, dtype=torch.float64)
     assert type(model).__name__ == ("HookedTransformer" if has_hooked_transformer() else "TransformerBridge")

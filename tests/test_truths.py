@@ -155,7 +155,7 @@ def test_a_planted_truth_needs_a_planted_model() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"one of ioi, greater-than, docstring, planted.* but 'ner'"):
+    with pytest.raises(ValueError, match=r"no truth 'ner'; there are ioi, greater-than, docstring, planted"):
         truth("ner", Graph(GPT2))
 
 

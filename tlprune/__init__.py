@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from tlprune.models.planted import planted as planted
     from tlprune.models.shrinking import shrink as shrink
     from tlprune.models.shrunk_files import load_shrunk as load_shrunk
+    from tlprune.models.taught import taught as taught
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
@@ -206,6 +207,7 @@ _HOMES = {
     "planted": "models.planted",
     "shrink": "models.shrinking",
     "load_shrunk": "models.shrunk_files",
+    "taught": "models.taught",
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Consistent": "selection.consistent",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -107,11 +108,22 @@ def build_task(name: str, *, seed: int = 0) -> Task:
         >>> len(batch), bool((batch.clean.ids[:, 3] == batch.answers[:, 0]).all())
         (64, True)
     """
-    count = sum(SPLITS.values())
-    pairs = PAIRS[name](2 * count, torch.Generator().manual_seed(seed))
-    parts = _first_of_each(pairs.clean)[:count].split(list(SPLITS.values()))
-    stream = Stream(**{split: _batch(pairs, rows) for split, rows in zip(SPLITS, parts, strict=True)})
-    return Task(f"planted-{name}", {MAIN: stream}, Tokenisation(prepend_bos=True), {"seed": seed, **SPLITS})
+    drawn = PAIRS[name](2 * sum(SPLITS.values()), torch.Generator().manual_seed(seed))
+    return task_of_pairs(f"planted-{name}", drawn, SPLITS, options={"seed": seed, **SPLITS})
+
+
+def task_of_pairs(name: str, pairs: Pairs, sizes: Mapping[str, int], *, options: Mapping[str, Any]) -> Task:
+    """A task of pairs whose answer is read at the last position, without a clean prompt that comes twice.
+
+    Args:
+        name: of the task.
+        pairs: more of them than are asked for, because some may be alike.
+        sizes: examples under ``"train"``, ``"validation"`` and ``"test"``.
+        options: how the pairs were made, as plain data.
+    """
+    parts = _first_of_each(pairs.clean)[: sum(sizes.values())].split(list(sizes.values()))
+    stream = Stream(**{split: _batch(pairs, rows) for split, rows in zip(sizes, parts, strict=True)})
+    return Task(name, {MAIN: stream}, Tokenisation(prepend_bos=True), options)
 
 
 def _first_of_each(prompts: Tensor) -> Tensor:
@@ -127,7 +139,7 @@ def _batch(pairs: Pairs, rows: Tensor) -> Batch:
         index=torch.arange(len(rows)),
         clean=Tokens(pairs.clean[rows]),
         corrupt=Tokens(pairs.corrupt[rows]),
-        positions=torch.full((len(rows), 1), CONTEXT - 1),
+        positions=torch.full((len(rows), 1), pairs.clean.shape[1] - 1),
         answers=pairs.answers[rows, None],
         foils=pairs.foils[rows, None],
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tlprune.choices import choice
 from tlprune.models.planted import planted_task
+from tlprune.models.taught import taught_task
 from tlprune.task import Task
 from tlprune.tasks.docstring import docstring
 from tlprune.tasks.gendered_pronoun import gendered_pronoun
@@ -34,6 +35,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "induction": induction,
     "docstring": docstring,
     "planted": planted_task,
+    "taught": taught_task,
     "sst2": sst2,
     "cola": cola,
     "stsb": stsb,

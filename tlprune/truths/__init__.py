@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from tlprune.choices import choice
 from tlprune.circuit import Circuit
 from tlprune.truths.docstring import DOCSTRING
 from tlprune.truths.greater_than import GREATER_THAN
 from tlprune.truths.ioi import IOI
 from tlprune.truths.planted import PLANTED
 from tlprune.truths.stating import Truth, with_internal
+from tlprune.truths.taught import TAUGHT
 
 TRUTHS: dict[str, Truth] = {
     "ioi": IOI,
     "greater-than": GREATER_THAN,
     "docstring": DOCSTRING,
     "planted": PLANTED,
+    "taught": TAUGHT,
 }
 
 __all__ = ["TRUTHS", "Truth", "truth", "with_internal"]
 
 
 def truth(name: str, model: Any) -> Circuit:
-    """The true circuit of a behaviour: the edges that its source found, or that hold by construction.
+    """The true circuit of a behaviour: the edges that its source found, or that hold by construction or training.
 
     Truths go by the names of their tasks. What was published is stated with one node ``input`` for both embeddings and
     with q, k and v apart; the edges of another convention are those that carry the same:
@@ -54,9 +57,4 @@ def truth(name: str, model: Any) -> Circuit:
         >>> truth("ioi", gpt2).provenance["counts"]
         {'edges': 963, 'with_internal': 1041}
     """
-    if name not in TRUTHS:
-        raise ValueError(
-            f"A truth must be one of {', '.join(TRUTHS)} but {name!r} was asked for. Choose one of these, or state "
-            "your own with tp.Circuit.from_edges."
-        )
-    return TRUTHS[name].circuit(model)
+    return choice("truth", name, TRUTHS).circuit(model)
