@@ -38,13 +38,15 @@ if TYPE_CHECKING:
     from tlprune.gates import UniformGradient as UniformGradient
     from tlprune.graph import Convention as Convention
     from tlprune.graph import Graph as Graph
+    from tlprune.inducing import induced as induced
     from tlprune.interop.acdc import from_acdc as from_acdc
     from tlprune.interop.auto_circuit import from_auto_circuit as from_auto_circuit
     from tlprune.interop.edge_pruning import from_edge_pruning as from_edge_pruning
     from tlprune.interop.mib import MibFile as MibFile
     from tlprune.interop.mib import from_mib as from_mib
     from tlprune.interop.mib import to_mib as to_mib
-    from tlprune.inducing import induced as induced
+    from tlprune.interop.mib_submission import check_mib_submission as check_mib_submission
+    from tlprune.interop.mib_submission import mib_submission as mib_submission
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -148,13 +150,15 @@ _HOMES = {
     "UniformGradient": "gates",
     "Convention": "graph",
     "Graph": "graph",
+    "induced": "inducing",
     "from_acdc": "interop.acdc",
     "from_auto_circuit": "interop.auto_circuit",
     "from_edge_pruning": "interop.edge_pruning",
     "MibFile": "interop.mib",
     "from_mib": "interop.mib",
     "to_mib": "interop.mib",
-    "induced": "inducing",
+    "check_mib_submission": "interop.mib_submission",
+    "mib_submission": "interop.mib_submission",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",
