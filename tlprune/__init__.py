@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from tlprune.interop.mib import MibFile as MibFile
     from tlprune.interop.mib import from_mib as from_mib
     from tlprune.interop.mib import to_mib as to_mib
+    from tlprune.interop.mib_submission import check_mib_submission as check_mib_submission
+    from tlprune.interop.mib_submission import mib_submission as mib_submission
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -150,13 +152,15 @@ _HOMES = {
     "UniformGradient": "gates",
     "Convention": "graph",
     "Graph": "graph",
+    "induced": "inducing",
     "from_acdc": "interop.acdc",
     "from_auto_circuit": "interop.auto_circuit",
     "from_edge_pruning": "interop.edge_pruning",
     "MibFile": "interop.mib",
     "from_mib": "interop.mib",
     "to_mib": "interop.mib",
-    "induced": "inducing",
+    "check_mib_submission": "interop.mib_submission",
+    "mib_submission": "interop.mib_submission",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",

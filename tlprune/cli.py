@@ -66,7 +66,7 @@ class Measure:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``tlprune``; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune}
+    commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune, "mib": _mib}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
-        text = f"there is no command {words[0]!r}. Use discover, evaluate, bench or finetune."
+        text = f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune or mib."
         print(f"tlprune: error: {text}", file=sys.stderr)
         return 2
     print("Sparse subnetworks of transformers.\n")
@@ -91,6 +91,7 @@ def _usage(words: Sequence[str]) -> int:
     print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
     print("  tlprune bench              compare methods at equal sizes")
     print("  tlprune finetune           make a classifier of a Hugging Face model")
+    print("  tlprune mib submit FILES   write a folder for MIB's leaderboard; tlprune mib check FOLDER")
     print("\nEach takes --help.")
     return 0
 
@@ -189,6 +190,15 @@ def _finetune(words: Sequence[str]) -> None:
 
     plan = _parse(FineTune, words, prog="tlprune finetune")
     print(summary(plan, finetune(plan)))
+
+
+def _mib(words: Sequence[str]) -> None:
+    from tlprune.interop.mib_command import ACTIONS
+
+    if not words or words[0] in ("-h", "--help"):
+        return print("\n".join(f"  tlprune mib {name:8} {says}" for name, (says, _, _) in ACTIONS.items()))
+    _, kind, action = choice("command of tlprune mib", words[0], ACTIONS)
+    return print(action(_parse(kind, words[1:], prog=f"tlprune mib {words[0]}")))
 
 
 def _parse(command: Any, words: Sequence[str], *, prog: str) -> Any:

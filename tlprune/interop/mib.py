@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.conventions import convert
-from tlprune.graph import LOGITS, Graph
+from tlprune.graph import Graph
+from tlprune.inducing import induced
 from tlprune.interop.mib_content import Content, content_of, read, write
 from tlprune.interop.mib_models import Shape
 from tlprune.interop.reading import record
@@ -131,7 +132,7 @@ def _content(found: Circuit | Scores, shape: Shape) -> Content:
         )
     graph = shape.graph
     if found.sites.kinds == ("edges",):
-        return _of_edges(_on(found, graph), shape)
+        return _of_edges(on_graph(found, graph), shape)
     if found.sites != Sites((Nodes("nodes", graph.writers),)):
         raise ValueError(
             f"A file of MIB holds all {len(graph.writers)} nodes of its model but these are {len(found.sites)} others. "
@@ -140,7 +141,12 @@ def _content(found: Circuit | Scores, shape: Shape) -> Content:
     return _of_nodes(found, shape)
 
 
-def _on(found: Circuit | Scores, graph: Graph) -> Circuit | Scores:
+@overload
+def on_graph(found: Circuit, graph: Graph) -> Circuit: ...
+@overload
+def on_graph(found: Circuit | Scores, graph: Graph) -> Circuit | Scores: ...
+def on_graph(found: Circuit | Scores, graph: Graph) -> Circuit | Scores:
+    """The circuit or scores under the convention of a graph of the same model."""
     own = found.graph.architecture
     if own != graph.architecture:
         raise ValueError(f"The sites are of a model of {own} but the model given is {graph.architecture}. Give theirs.")
@@ -160,7 +166,7 @@ def _of_nodes(found: Circuit | Scores, shape: Shape) -> Content:
     if isinstance(found, Scores):
         nothing = torch.zeros(len(graph), dtype=torch.bool)
         return Content(shape.cfg, nothing, torch.zeros_like(found.values, dtype=torch.bool), None, found.values.float())
-    between = _between(graph, found.kept)
+    between = induced(found, graph).kept
     return Content(shape.cfg, between, found.kept, between.float())
 
 
@@ -170,20 +176,10 @@ def _connected(graph: Graph, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "writer
     for readers in graph.readers:
         block = readers.block(kept)
         writes[: readers.width] |= block.any(0)
-        reads |= {node_of(name) for name, read in zip(readers.names, block.any(1).tolist(), strict=True) if read}
+        reads |= {_node_of(name) for name, read in zip(readers.names, block.any(1).tolist(), strict=True) if read}
     return writes & torch.tensor([name in reads for name in graph.writers])
 
 
-def _between(graph: Graph, kept: Bool[Tensor, "writer"]) -> Bool[Tensor, "edge"]:
-    """Edges from kept writers to kept nodes, or to the logits."""
-    names = {name for name, inside in zip(graph.writers, kept.tolist(), strict=True) if inside} | {LOGITS}
-    result = torch.zeros(len(graph), dtype=torch.bool)
-    for readers in graph.readers:
-        into = torch.tensor([node_of(name) in names for name in readers.names])
-        readers.block(result)[:] = into[:, None] & kept[: readers.width]
-    return result
-
-
-def node_of(reader: str) -> str:
+def _node_of(reader: str) -> str:
     """The node that a reader is of: ``a0.h1`` of ``a0.h1<q>``."""
     return reader.partition("<")[0]

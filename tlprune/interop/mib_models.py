@@ -28,11 +28,13 @@ class Shape:
 
     @staticmethod
     def of(model: Any) -> Shape:
-        """The shape of a TransformerLens model, or of the model that MIB calls by this name.
+        """The shape of a TransformerLens model, or of the model that MIB calls by this name; or a shape itself.
 
         Raises:
             ValueError: it is neither, or MIB has no graph for its kind.
         """
+        if isinstance(model, Shape):
+            return model
         if isinstance(model, str):
             if model not in MODELS:
                 raise ValueError(
@@ -68,7 +70,6 @@ MODELS = {
     "gemma2": Shape(Architecture(26, 8, 4), 2304),
     "llama3": Shape(Architecture(32, 32, 8), 4096),
 }
-INTERPBENCH = "interpbench"
 # Which pairs the leaderboard has, as its folders are called.
 PAIRS = (
     *("ioi_gpt2", "ioi_qwen2.5", "ioi_gemma2", "ioi_llama3", "ioi_interpbench"),
