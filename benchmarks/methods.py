@@ -29,7 +29,7 @@ from tlprune.benchmarking.rows import Store
 Known = tuple[Any, tp.Task, tp.Circuit | None]
 METHODS = (
     *("random", "hisp", "atp", "eap", "eap-ig", "relp", "information-flow-routes", "edge-patching", "node-patching"),
-    *("acdc:threshold=0.01", "subnetwork-probing", "ugs", "edge-pruning", "hap"),
+    *("acdc", "subnetwork-probing", "ugs", "edge-pruning", "hap"),
 )
 SIZES = ("0.5%", "1%", "2%", "5%", "10%", "true")
 

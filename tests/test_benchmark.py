@@ -233,3 +233,36 @@ def test_settings_of_methods_are_read_as_what_they_are() -> None:
     (entry,) = entries_of(["edge-pruning:steps=20,recipe=paper,keep_embeddings=True"])
     assert entry.method == tp.EdgePruning(steps=20, recipe="paper", keep_embeddings=True)
     assert entry.label == "edge-pruning:steps=20,recipe=paper,keep_embeddings=True"
+
+
+# ---- nodes
+
+
+def test_nodes_share_the_axis_as_all_edges_between_them(tmp_path: Path) -> None:
+    rows = run(tmp_path, {"nodes": tp.NodePatching()}, sizes=[1, 5, 100])
+    sized = [row for row in rows if row["mode"] == "ranked"]
+    assert all(row["effective"] == row["nominal"] <= row["target"] for row in sized)
+    cell = sized[0]["cell"]
+    for place, row in enumerate(sized):
+        circuit = tp.Circuit.load(tmp_path / "circuits" / f"{cell}-{place}.safetensors")
+        nodes = tp.Circuit.from_nodes(PLANTED.model, circuit.nodes)
+        assert tp.induced(nodes, PLANTED.model).n_effective == len(circuit) == row["nominal"]
+    assert sized[0]["roc_auc_nodes"] == 1 and "roc_auc_edges" not in sized[0]
+
+
+def test_heads_alone_have_no_circuits_smaller_than_all_mlps(tmp_path: Path) -> None:
+    """Of two MLPs after each other, the embedding and the logits these are the six edges without any head."""
+    rows = run(tmp_path, {"heads": tp.HISP()}, sizes=[2, 6, 30])
+    assert [row["target"] for row in rows if row["mode"] == "ranked"] == [6, 30]
+    (row,) = [row for row in run(tmp_path, {"heads": tp.HISP()}, sizes=[5]) if row["mode"] != "reference"]
+    assert row["status"] == "failed" and "at least 6 effective edges" in row["error"]
+
+
+def test_one_method_of_each_mode_is_told_apart() -> None:
+    modes = {entry.label: entry.modes for entry in entries_of(["eap", "edge-pruning", "acdc", "hisp"])}
+    assert modes == {
+        "eap": ("ranked",),
+        "edge-pruning": ("one run per size", "one run, ranked"),
+        "acdc": ("own size", "ranked"),
+        "hisp": ("ranked",),
+    }

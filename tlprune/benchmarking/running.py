@@ -166,33 +166,34 @@ def _searched(setting: Setting, search: Search, store: Store) -> list[Row]:
 
 def _run(setting: Setting, search: Search) -> tuple[list[Row], list[Circuit], dict[str, Tensor]]:
     with measured(setting.model) as cost:
-        circuits, scores = _found(setting, search)
+        taken, scores = _found(setting, search)
+    circuits = [circuit for _, circuit in taken]
     figures, examples = setting.measure(circuits)
     rows = [
         {
             **_counts(circuit),
-            **({"size": size.label, "target": size.count} if size else {}),
+            **({} if size is None else {"size": size.label, "target": size.count}),
             **own,
             **against_truth(circuit, setting.truth),
             **_costs(cost, search),
             "status": MEASURED,
         }
-        for circuit, size, own in zip(circuits, search.sizes or (None,), figures, strict=True)
+        for (size, circuit), own in zip(taken, figures, strict=True)
     ]
-    if scores is not None:
+    if scores is not None and search.mode != "one run per size":
         rows[0] |= ranking_against_truth(scores, setting.truth)
     return rows, circuits, examples
 
 
-def _found(setting: Setting, search: Search) -> tuple[list[Circuit], Scores | None]:
-    """Circuits at each size, and the scores that they are of."""
+def _found(setting: Setting, search: Search) -> tuple[list[tuple[Size | None, Circuit]], Scores | None]:
+    """Circuits with their sizes, and the scores that they are of."""
     method, task, graph = search.entry.method, sealed(setting.task), setting.sites.graph
     if search.mode == "own size":
-        return [between_nodes(method.find(setting.model, task, ablation=setting.discovery), graph)], None
+        return [(None, between_nodes(method.find(setting.model, task, ablation=setting.discovery), graph))], None
     if search.mode == "one run per size":
         method = dataclasses.replace(method, edges=search.sizes[0].count)
     scores = method.score(setting.model, task, ablation=setting.discovery)
-    return circuits_at(scores, search.sizes, getattr(method, "selection", Top()), graph), scores
+    return [*circuits_at(scores, search.sizes, getattr(method, "selection", Top()), graph)], scores
 
 
 def _counts(circuit: Circuit) -> Row:
