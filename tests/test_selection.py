@@ -167,7 +167,7 @@ def test_the_smallest_prefix_that_is_large_enough_is_trimmed_edge_by_edge(name: 
             enough = next(one for one in prefixes if len(one) >= count)
             trimmed = trimmed_naively(graph, enough.kept, scores.values, count)
             if trimmed.sum() > count:
-                trimmed = [one for one in prefixes if len(one) < count][-1].kept
+                trimmed = filled_naively(graph, [one for one in prefixes if len(one) < count][-1].kept, scores, count)
             assert torch.equal(found.kept, trimmed)
             assert found.n_effective == len(found)
 
@@ -182,6 +182,20 @@ def trimmed_naively(graph: Graph, kept: Tensor, values: Tensor, count: int) -> T
             break
         kept = without[0]
     return kept
+
+
+def filled_naively(graph: Graph, kept: Tensor, scores: tp.Scores, count: int) -> Tensor:
+    """The best edges of which each, by itself, is the only one that it brings to life."""
+    order = scores.values.argsort(descending=True, stable=True).tolist()
+    size = int(kept.sum())
+    able = [edge for edge in order if not kept[edge] and int(graph.effective(more(kept, edge)).sum()) == size + 1]
+    return kept.index_fill(0, torch.tensor(able[: count - size], dtype=torch.long), True)
+
+
+def more(kept: Tensor, edge: int) -> Tensor:
+    found = kept.clone()
+    found[edge] = True
+    return found
 
 
 def inner_nodes(graph: Graph, kept: Tensor) -> set[str]:

@@ -14,7 +14,7 @@ from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.incidence import rows, writers_of_edges
 from tlprune.scores import Scores, check_count
-from tlprune.selection.ranked import Selection, Top, graph_of, ranking, taken, told
+from tlprune.selection.ranked import Selection, Top, first, graph_of, ranking, taken, told
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Pruned:
        others (``Ratio``) it is one that is large enough where one site less is not, not always the smallest.
     2. One further site can bring several edges to life, so there may be too many. The worst are dropped, one by one,
        passing over those without which another edge, or a head or MLP, would lie on no path.
-    3. Where too many are left even so, the circuit before is pruned instead, which has fewer than ``count``.
+    3. Where too many are left even so, the circuit before is pruned instead, and filled up with the best edges between
+       nodes on its paths, each of which adds one. Only where these are not enough fewer than ``count`` are left.
 
     Attributes:
         inner: the other selection.
@@ -66,7 +67,7 @@ class Pruned:
         values = ranking(scores, getattr(self.inner, "by", "signed"))
         kept = _trimmed(graph, above.effective.kept, values, count)
         if int(kept.sum()) > count:
-            return self._of(below, below.effective.kept, scores, count)
+            return self._of(below, _filled(graph, below.effective.kept, values, count), scores, count)
         return self._of(above, kept, scores, count)
 
     def _of(self, found: Circuit, kept: Tensor, scores: Scores, count: int) -> Circuit:
@@ -118,3 +119,24 @@ def _trimmed(
             sent[writer] -= 1
             received.subtract(ends[edge])
     return kept
+
+
+def _filled(
+    graph: Graph, kept: Bool[Tensor, "edge"], values: Float[Tensor, "edge"], count: int
+) -> Bool[Tensor, "edge"]:
+    """A circuit of effective edges and the best others between nodes on its paths, until there are ``count``."""
+    able = _between(graph, kept) & ~kept
+    missing = min(count - int(kept.sum()), int(able.sum()))
+    return kept | first(values.masked_fill(~able, -torch.inf), missing)
+
+
+def _between(graph: Graph, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "edge"]:
+    """Edges from an embedding or a node on a path to the logits or a node on a path."""
+    writers, able = writers_of_edges(graph), torch.zeros(len(graph), dtype=torch.bool)
+    sends = torch.zeros(len(graph.writers) + 1, dtype=torch.bool)
+    sends[writers[kept]] = True
+    sends[-1] = True
+    for row in rows(graph):
+        able[row.start : row.start + row.width] = bool(sends[list(row.nodes)].any())
+    sends[: len(graph.embeddings) or None] = True  # embeddings that are always kept reach every node
+    return able & sends[writers]
