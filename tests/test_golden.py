@@ -72,6 +72,15 @@ def test_scores_are_those_of_eap_ig(model: Any, name: str) -> None:
     assert_same(SAME[name].score(model, TASK).values, theirs)
 
 
+def test_information_flow_is_that_of_eap_ig_without_positions() -> None:
+    """Its input node has no position embeddings, so they have no share there; of this model it then gives NaN."""
+    found = golden_model()
+    torch.nn.init.zeros_(found.transformer.wpe.weight)
+    model = tp.bridge(found)
+    theirs = in_graph_order(EAP_IG["scores"]["information-flow-routes, positions 0"], EAP_IG["edges"], model)
+    assert_same(tp.InformationFlowRoutes(flow="positions").score(model, TASK).values, theirs)
+
+
 def test_the_points_of_the_paper_are_others(model: Any) -> None:
     """Its code leaves the clean end out and takes the corrupted one, where the paper does the reverse."""
     paper = replace(LEFT, points="right").score(model, TASK).values
