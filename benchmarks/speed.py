@@ -20,6 +20,9 @@ them cost more than the model.
 ``circuit_evaluation``: all figures of one further circuit of edges, where replacements and reference are there from the
 circuits before it.
 
+``eap`` and ``eap_ig``: scores of all 32,491 edges on one batch, nothing cached: the twins' run, what writers send, one
+backward or 5, and the products with the differences.
+
 Peak memory is measured in a process for each kind: high-water RSS less RSS after the model is there, as a multiple of
 the plain step's.
 """
@@ -223,6 +226,27 @@ def training_task() -> Task:
     return Task("random", {"main": stream}, Tokenisation(prepend_bos=False))
 
 
+def eap(model: Any) -> Work:
+    """Scores of all edges on one batch, by attribution patching."""
+    return _scoring(model, tp.EAP(batch_size=BATCH))
+
+
+def eap_ig(model: Any) -> Work:
+    """The same with gradients at 5 points on the way from the twins' embeddings."""
+    return _scoring(model, tp.EAPIG(batch_size=BATCH, steps=5))
+
+
+def _scoring(model: Any, method: Any) -> Work:
+    one = examples(BATCH)
+    discovery = Task("random", {"main": Stream(one, one, one)}, Tokenisation(prepend_bos=False)).discovery
+    sites = method.sites(model)
+
+    def step() -> None:
+        method.values(model, discovery, sites, tp.Resample(), progress=False)
+
+    return step
+
+
 KINDS: dict[str, Callable[[Any], Work]] = {
     "plain_step": plain_step,
     "edge_step_cold": edge_step_cold,
@@ -232,6 +256,8 @@ KINDS: dict[str, Callable[[Any], Work]] = {
     "weight_row_step": weight_row_step,
     "weight_training_step": weight_training_step,
     "circuit_evaluation": circuit_evaluation,
+    "eap": eap,
+    "eap_ig": eap_ig,
 }
 UPPER_HALF = "blocks.[6-9].*.W_*|blocks.1[01].*.W_*"
 SIMPLE = [name for name in KINDS if name not in ("plain_step", "edge_step")]
