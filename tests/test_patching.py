@@ -27,7 +27,6 @@ from tlprune.task import Stream, Tokenisation
 TRAIN = random_batch(5, seed=1)
 TASK = tp.Task("random", {"main": Stream(TRAIN, random_batch(2), random_batch(2))}, Tokenisation(prepend_bos=True))
 ABLATIONS = {"resample": tp.Resample(), "zero": tp.Zero(), "mean": tp.Mean(TRAIN.corrupt)}
-each_ablation = pytest.mark.parametrize("ablation", ABLATIONS)
 each_style = pytest.mark.parametrize("style", STYLES)
 
 
@@ -45,18 +44,21 @@ def loss(logits: Tensor) -> Tensor:
 
 
 @NEEDS_HOOKED_TRANSFORMER
-@each_ablation
+@pytest.mark.parametrize(
+    ("ablation", "direction"), [*((one, "noising") for one in ABLATIONS), ("resample", "denoising")]
+)
 @each_style
-def test_edges_are_those_of_the_plain_reference_one_at_a_time(style: str, ablation: str) -> None:
+def test_edges_are_those_of_the_plain_reference_one_at_a_time(style: str, ablation: str, direction: Any) -> None:
     model = model_of(style)
-    found = tp.EdgePatching(edges=1).score(model, TASK, ablation=ABLATIONS[ablation])
-    graph = Graph.of(model)
-    replaced = ABLATIONS[ablation].replaced(backend_of_style(style), TRAIN.clean, TRAIN.corrupt)
+    found = tp.EdgePatching(edges=1, direction=direction).score(model, TASK, ablation=ABLATIONS[ablation])
+    graph, sign = Graph.of(model), 1 if direction == "noising" else -1
+    into, other = (TRAIN.clean, TRAIN.corrupt)[::sign]
+    replaced = ABLATIONS[ablation].replaced(backend_of_style(style), into, other)
     ones = torch.ones(len(graph), dtype=torch.float64)
-    whole = loss(plain_run(model, graph, TRAIN.clean, ones, replaced))
+    whole = loss(plain_run(model, graph, into, ones, replaced))
     places = torch.randperm(len(graph), generator=torch.Generator().manual_seed(3))[:12]
     without = [ones.index_fill(0, place, 0) for place in places]
-    expected = torch.stack([loss(plain_run(model, graph, TRAIN.clean, mask, replaced)) - whole for mask in without])
+    expected = sign * torch.stack([loss(plain_run(model, graph, into, mask, replaced)) - whole for mask in without])
     assert error(found.values[places], expected.detach()) <= 1e-9
     assert expected.abs().max() > 1e-3
 
@@ -84,16 +86,11 @@ def test_nodes_are_activation_patching_by_hooks(style: str, direction: str) -> N
     assert expected.abs().min() > 1e-6
 
 
-@each_ablation
-def test_the_number_of_pairs_per_pass_changes_nothing(ablation: str) -> None:
-    """Less than the examples of one mask, as many, a part of several masks."""
-    found = [
-        tp.NodePatching(nodes=1, batch_size=size).score(model_of("llama"), TASK, ablation=used)
-        for size in (3, 5, 64)
-        for used in [ABLATIONS[ablation]]
-    ]
+@pytest.mark.parametrize("method", [tp.NodePatching(), tp.EdgePatching(), tp.EdgePatching(direction="denoising")])
+def test_the_number_of_pairs_per_pass_changes_nothing(method: Any) -> None:
+    """Less than the examples of one mask, and those of several masks."""
+    found = [dataclasses.replace(method, batch_size=size).score(model_of("lnpre"), TASK) for size in (3, 64)]
     assert error(found[0].values, found[1].values) <= 1e-12
-    assert error(found[2].values, found[1].values) <= 1e-12
 
 
 def test_kl_is_of_the_full_model_in_both_directions() -> None:

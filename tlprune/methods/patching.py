@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,8 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tlprune.learning.hard_metric import HardMetric
 from tlprune.learning.objectives import LogitDifference
+from tlprune.learning.resumed_trials import reach_of, trials_of
 from tlprune.masking.ablation import Ablation, Resample
+from tlprune.masking.cache import reference_predictions
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.methods.effects import bar, check_batch_size, check_objective, losses_under, reference_of
@@ -19,16 +23,17 @@ from tlprune.sites import Sites
 from tlprune.task import Batch, Discovery
 
 Direction = Literal["noising", "denoising"]
+_EXAMPLES = 32  # prompts whose activations are held while edge after edge is tried
 _AT_ONCE = 256  # masks that are held in memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Patching(Scoring):
+class _Patching(Scoring, ABC):
     """What exact patching of edges and of nodes share."""
 
     objective: Any = field(default=LogitDifference())
     direction: Direction = "noising"
-    batch_size: int = 256
+    batch_size: int = 512
 
     def check(self) -> None:
         check_objective(self.objective)
@@ -41,19 +46,16 @@ class _Patching(Scoring):
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
     ) -> Float[Tensor, "site"]:
-        masked = Masked(model, Masks(sites), ablation)
-        clean = discovery.train(self.objective.on).to(masked.backend.device)
-        reference = reference_of(masked.cache(clean), clean, batch_size=self.batch_size)
-        examples = clean if self.direction == "noising" else _exchanged(clean, ablation)
-        options = {"cache": masked.cache(examples), "reference": reference, "batch_size": self.batch_size}
-        (whole,) = losses_under(masked, torch.ones(1, len(sites)), examples, self.objective, **options)
-        places = torch.arange(len(sites)).split(_AT_ONCE)
-        found = [
-            losses_under(masked, _without(part, len(sites)), examples, self.objective, **options)
-            for part in bar(places, progress)
-        ]
-        change = torch.cat(found) - whole
-        return change if self.direction == "noising" else -change
+        clean = discovery.train(self.objective.on)
+        if self.direction == "noising":
+            return self.rises(model, clean, clean, sites, ablation, progress=progress)
+        return -self.rises(model, _exchanged(clean, ablation), clean, sites, ablation, progress=progress)
+
+    @abstractmethod
+    def rises(
+        self, model: Any, examples: Batch, clean: Batch, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> Float[Tensor, "site"]:
+        """How much higher the objective is without each site; ``clean`` has what the full model is asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ class EdgePatching(_Patching, EdgeScoring):
 
     ``score(e) = L(all edges but e) - L(all edges)``, the mean over training examples, in the objective's unit (logits
     or nats); positive where the edge helps. Only the edge's own reader sees the replacement at first hand; everything
-    behind that reader is computed anew. One run of the model per edge and batch of examples: exact, and the slowest of
-    the scores.
+    behind that reader, and nothing else, is computed anew, for many edges in one run. Exact, and the slowest of the
+    scores.
 
     What is backed up scores 0: either input of an OR gate can be lost alone. ``direction="denoising"`` asks the
     opposite, ``score(e) = L(twin's run) - L(twin's run with e clean)``, which sees both inputs of an OR gate and none
@@ -97,6 +99,31 @@ class EdgePatching(_Patching, EdgeScoring):
     def __post_init__(self) -> None:
         EdgeScoring.__post_init__(self)
         self.check()
+
+    def rises(
+        self, model: Any, examples: Batch, clean: Batch, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> Float[Tensor, "site"]:
+        size = min(_EXAMPLES, self.batch_size)
+        parts = bar(list(zip(examples.split(size), clean.split(size), strict=True)), progress)
+        shares = [
+            len(part) / len(examples) * self._rises_of(HardMetric(model, sites, ablation, part, self.objective), asked)
+            for part, asked in parts
+        ]
+        return torch.stack(shares).sum(0)
+
+    def _rises_of(self, metric: HardMetric, clean: Batch) -> Float[Tensor, "site"]:
+        """On examples that fit in one run."""
+        reference = reference_predictions(metric.backend, clean.to(metric.backend.device))
+        metric.parts = [replace(part, reference=reference) for part in metric.parts]
+        whole = metric(torch.ones(len(metric.graph), dtype=torch.bool))
+        trials = trials_of(metric, reach_of(metric), batch_size=self.batch_size)
+        found = []
+        for readers in metric.graph.readers:
+            places = torch.arange(readers.start, readers.start + readers.n_edges)
+            for part in places.split(trials.most):
+                found += trials.values(_without(part, len(metric.graph)).bool())
+        exact = torch.promote_types(metric.backend.dtype, torch.float32)
+        return torch.tensor(found, dtype=torch.float64).sub(whole).to(exact)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +162,20 @@ class NodePatching(_Patching, NodeScoring):
     def __post_init__(self) -> None:
         NodeScoring.__post_init__(self)
         self.check()
+
+    def rises(
+        self, model: Any, examples: Batch, clean: Batch, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> Float[Tensor, "site"]:
+        masked = Masked(model, Masks(sites), ablation)
+        examples, clean = examples.to(masked.backend.device), clean.to(masked.backend.device)
+        reference = reference_of(masked.cache(clean), clean, batch_size=self.batch_size)
+        options = {"cache": masked.cache(examples), "reference": reference, "batch_size": self.batch_size}
+        (whole,) = losses_under(masked, torch.ones(1, len(sites)), examples, self.objective, **options)
+        found = [
+            losses_under(masked, _without(part, len(sites)), examples, self.objective, **options)
+            for part in bar(torch.arange(len(sites)).split(_AT_ONCE), progress)
+        ]
+        return torch.cat(found) - whole
 
 
 def _without(places: Int[Tensor, "mask"], count: int) -> Float[Tensor, "mask site"]:
