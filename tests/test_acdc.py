@@ -141,16 +141,12 @@ def test_runs_are_few(threshold: float) -> None:
     assert counts["runs"] <= 20
 
 
-def test_the_prefix_is_not_run() -> None:
-    """Each verdict about an edge into the last layer's readers costs no run of the layers before it."""
-    model, task = fresh("lnpre"), random_task(2)
-    method = tp.ACDC(threshold=0.01)
-    with counted(model) as fast:
-        found = method.find(model, task)
-    with counted(model) as slow:
-        plainly(method, model, task)
-    assert slow.forward > 2 * len(found.sites)
-    assert fast.forward < slow.forward
+def test_a_sparse_circuit_takes_fewer_passes_than_there_are_edges() -> None:
+    """Blocks without a change are not run, so wrong guesses included the model runs less than once an edge."""
+    model, task = fresh("lnpre"), random_task(8)
+    with counted(model) as passes:
+        found = tp.ACDC(threshold=0.1).find(model, task)
+    assert passes.forward < len(task.discovery.train()) * len(found.sites) / 3
 
 
 def test_edges_into_dead_readers_are_removed_without_a_run() -> None:
