@@ -248,6 +248,13 @@ def test_a_finished_search_is_read_from_its_file(tmp_path: Path) -> None:
     assert again.provenance == found.provenance
 
 
+def test_thresholds_that_end_with_one_circuit_are_saved_apart(tmp_path: Path) -> None:
+    one, file = tp.planted("copy"), tmp_path / "search.safetensors"
+    found = tp.ACDC().sweep(one.model, one.task, (0.1, 0.2), checkpoint=file)
+    assert found == [one.circuit, one.circuit]
+    assert tp.ACDC().sweep(one.model, one.task, (0.1, 0.2), checkpoint=file) == found
+
+
 def test_the_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
     task, file = random_task(), tmp_path / "search.safetensors"
     tp.ACDC(threshold=0.03).find(model_of("gpt2"), task, checkpoint=file)
