@@ -16,8 +16,11 @@ from torch import Tensor
 
 import tlprune as tp
 from tlprune.backends.passes import counted
+from tlprune.graph import Architecture, Graph
 from tlprune.learning.hard_metric import HardMetric
+from tlprune.masking.reach import Reach
 from tlprune.methods.acdc_plain import acdc_plain
+from tlprune.methods.acdc_search import Search
 from tlprune.task import Stream, Tokenisation
 
 
@@ -182,6 +185,33 @@ def test_a_metric_that_is_no_number_is_an_error_and_leaves_the_model_alone() -> 
     with pytest.raises(FloatingPointError, match="a circuit's metric is nan"):
         tp.ACDC(threshold=0.003).find(model, random_task())
     assert_unchanged(before, model)
+
+
+class Crowded:
+    """Trials in which a candidate's metric depends on its place in the run, as a hook on single examples makes it."""
+
+    least = most = 4
+
+    def start(self, kept: Tensor) -> None: ...
+
+    def accept(self, index: int) -> None: ...
+
+    def values(self, candidates: Tensor) -> list[float]:
+        return [0.01 * (place + 1) for place in range(len(candidates))]
+
+
+def test_a_metric_that_depends_on_other_candidates_is_found_out() -> None:
+    reach = Reach(Graph(Architecture(1, 1, 1)))
+    search = Search.of(Crowded(), lambda kept: 0.0, reach, [1.0], rounding=1e-6)
+    with pytest.raises(RuntimeError, match="tell examples or positions apart"):
+        list(search)
+
+
+def test_a_hook_that_treats_all_alike_is_part_of_the_model() -> None:
+    model = fresh("lnpre")
+    plain = tp.ACDC(threshold=0.003).find(model, random_task())
+    model.hook_dict["blocks.0.hook_mlp_out"].add_hook(lambda value, hook: 0.1 * value)
+    assert agrees(tp.ACDC(threshold=0.003), model, random_task()) != plain
 
 
 # ---- several thresholds
