@@ -16,8 +16,11 @@ from torch import Tensor
 
 import tlprune as tp
 from tlprune.backends.passes import counted
+from tlprune.graph import Architecture, Graph
 from tlprune.learning.hard_metric import HardMetric
+from tlprune.masking.reach import Reach
 from tlprune.methods.acdc_plain import acdc_plain
+from tlprune.methods.acdc_search import Search
 from tlprune.task import Stream, Tokenisation
 
 
@@ -141,16 +144,12 @@ def test_runs_are_few(threshold: float) -> None:
     assert counts["runs"] <= 20
 
 
-def test_the_prefix_is_not_run() -> None:
-    """Each verdict about an edge into the last layer's readers costs no run of the layers before it."""
-    model, task = fresh("lnpre"), random_task(2)
-    method = tp.ACDC(threshold=0.01)
-    with counted(model) as fast:
-        found = method.find(model, task)
-    with counted(model) as slow:
-        plainly(method, model, task)
-    assert slow.forward > 2 * len(found.sites)
-    assert fast.forward < slow.forward
+def test_a_sparse_circuit_takes_fewer_passes_than_there_are_edges() -> None:
+    """Blocks without a change are not run, so wrong guesses included the model runs less than once an edge."""
+    model, task = fresh("lnpre"), random_task(8)
+    with counted(model) as passes:
+        found = tp.ACDC(threshold=0.1).find(model, task)
+    assert passes.forward < len(task.discovery.train()) * len(found.sites) / 3
 
 
 def test_edges_into_dead_readers_are_removed_without_a_run() -> None:
@@ -186,6 +185,33 @@ def test_a_metric_that_is_no_number_is_an_error_and_leaves_the_model_alone() -> 
     with pytest.raises(FloatingPointError, match="a circuit's metric is nan"):
         tp.ACDC(threshold=0.003).find(model, random_task())
     assert_unchanged(before, model)
+
+
+class Crowded:
+    """Trials in which a candidate's metric depends on its place in the run, as a hook on single examples makes it."""
+
+    least = most = 4
+
+    def start(self, kept: Tensor) -> None: ...
+
+    def accept(self, index: int) -> None: ...
+
+    def values(self, candidates: Tensor) -> list[float]:
+        return [0.01 * (place + 1) for place in range(len(candidates))]
+
+
+def test_a_metric_that_depends_on_other_candidates_is_found_out() -> None:
+    reach = Reach(Graph(Architecture(1, 1, 1)))
+    search = Search.of(Crowded(), lambda kept: 0.0, reach, [1.0], rounding=1e-6)
+    with pytest.raises(RuntimeError, match="tell examples or positions apart"):
+        list(search)
+
+
+def test_a_hook_that_treats_all_alike_is_part_of_the_model() -> None:
+    model = fresh("lnpre")
+    plain = tp.ACDC(threshold=0.003).find(model, random_task())
+    model.hook_dict["blocks.0.hook_mlp_out"].add_hook(lambda value, hook: 0.1 * value)
+    assert agrees(tp.ACDC(threshold=0.003), model, random_task()) != plain
 
 
 # ---- several thresholds
@@ -250,6 +276,13 @@ def test_a_finished_search_is_read_from_its_file(tmp_path: Path) -> None:
     again = method.find(model_of("gpt2"), task, checkpoint=file)
     assert again == found
     assert again.provenance == found.provenance
+
+
+def test_thresholds_that_end_with_one_circuit_are_saved_apart(tmp_path: Path) -> None:
+    one, file = tp.planted("copy"), tmp_path / "search.safetensors"
+    found = tp.ACDC().sweep(one.model, one.task, (0.1, 0.2), checkpoint=file)
+    assert found == [one.circuit, one.circuit]
+    assert tp.ACDC().sweep(one.model, one.task, (0.1, 0.2), checkpoint=file) == found
 
 
 def test_the_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:

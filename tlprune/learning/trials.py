@@ -73,17 +73,17 @@ class WholeTrials:
         return [self.metric.of(one, part) for one in logits.unflatten(0, (count, size))]
 
 
-FREE = 1 << 24
+FREE, MOST_FREE = 1 << 24, 16
 
 
 def least_candidates(metric: HardMetric) -> int:
     """How many candidates a run of small matrices has room for before its arithmetic outweighs what a run costs anyway.
 
-    That cost is of calls and hooks, some milliseconds; ``FREE`` is about as many times ``tokens * d_model ** 2`` of one
-    candidate.
+    That cost is of calls and hooks, some milliseconds, and about ``FREE`` times what ``tokens * d_model ** 2`` of one
+    candidate is. More than ``MOST_FREE`` are never free, because each one's metric is taken by itself.
     """
     tokens = max(part.batch.clean.ids.numel() for part in metric.parts)
-    return max(1, FREE // (tokens * metric.backend.d_model**2))
+    return min(MOST_FREE, max(1, FREE // (tokens * metric.backend.d_model**2)))
 
 
 def repeated(value: Tensor, count: int, size: int) -> Tensor:

@@ -29,7 +29,7 @@ def save(path: Path, search: Search, settings: Mapping[str, Any]) -> None:
     kept = {f"waiting.{place}": point.kept for place, point in enumerate(search.waiting)}
     kept |= {f"done.{place}": found for place, found in enumerate(search.done.values())}
     try:
-        write_tensors(path, kept, data)
+        write_tensors(path, {name: circuit.clone() for name, circuit in kept.items()}, data)  # some are one tensor
     except OSError as error:
         raise ValueError(
             f"A checkpoint needs a folder that can be written, but {path} cannot be: {error.strerror}. Make the "

@@ -137,6 +137,7 @@ class Search:
             if edges:
                 self._try(edges)
             yield
+        self._check_metric(self.waiting[-1])
         point = self.waiting.pop()
         self.done |= dict.fromkeys(point.thresholds, point.kept)
 
@@ -154,6 +155,15 @@ class Search:
         undecided = ahead[0] + 1 if ahead else readers.start
         self.waiting[-1] = replace(point, kept=kept, undecided=undecided)
         return ahead[: min(self.width, self.trials.most)]
+
+    def _check_metric(self, point: Point) -> None:
+        """Raise unless the circuit has by itself the metric that it had among candidates."""
+        alone = self._by_itself(point.kept)
+        if abs(alone - point.metric) > 100 * self.rounding * max(1.0, abs(alone)):
+            raise RuntimeError(
+                f"A circuit's metric must not depend on what is run beside it, but it is {point.metric} among other "
+                f"candidates and {alone} alone. Remove hooks of yours that tell examples or positions apart."
+            )
 
     # ---- one run
 
