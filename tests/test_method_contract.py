@@ -31,7 +31,7 @@ class Row:
             of the kind is promised.
         quick: the quickest settings of any kind, with ``size`` sites; the circuit need not be good.
         random: whether another seed gives another circuit.
-        kind: the sites that it keeps, and the field that says how many.
+        kind: the sites that it keeps, and the field that says how many; ``"mixed"`` of several kinds.
         size: how many the quick settings keep; ``None`` where the size is a consequence of other settings.
         total: how many there are in a planted model.
         sees: whether the model makes a difference.
@@ -43,7 +43,7 @@ class Row:
     exact: Callable[[int], Any] | None
     quick: Any
     random: bool
-    kind: Literal["edges", "nodes"] = "edges"
+    kind: Literal["edges", "nodes", "mixed"] = "edges"
     size: int | None = 20
     total: int = 110
     sees: bool = True
@@ -135,6 +135,19 @@ ROWS = {
             "nobody": ({"methods": ()}, "needs methods that score"),
             "no method": ({"methods": (tp.KL(),)}, "needs methods that score"),
         },
+    ),
+    "multi-granular": Row(
+        exact=None,
+        quick=tp.MultiGranularPruning(steps=6, samples=1, rate=0.5, layers=0.0, heads=20.0, mlps=0.0, neurons=20.0),
+        random=True,
+        kind="mixed",
+        size=None,
+        bad={
+            "nothing to prune": ({"layers": None, "heads": None, "mlps": None, "neurons": None}, "all prices are None"),
+            "paid for heads": ({"heads": -1.0}, "The price of heads must be at least 0"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+        },
+        records=6,
     ),
     "hap": Row(
         exact=lambda edges: tp.HAP(edges=edges, steps=20, attribution=tp.EAP(edges=30)),
@@ -380,7 +393,7 @@ def test_provenance_is_plain_and_whole(name: str) -> None:
     assert {*known["method"]} == {"name", *(one.name for one in dataclasses.fields(METHODS[name]))}
     assert known["task"] == task.discovery.provenance
     assert known["model"]["name"] == "llama" and known["model"]["processing"]["dtype"] == "float64"
-    assert found.sites.kinds == (ROWS[name].kind,)
+    assert len(found.sites.kinds) > 1 if ROWS[name].kind == "mixed" else found.sites.kinds == (ROWS[name].kind,)
     edges = ROWS[name].kind == "edges"
     assert known["convention"] == (dataclasses.asdict(found.graph.convention) if edges else None)
     assert known["seed"] == getattr(METHODS[name](), "seed", None)

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from tlprune.methods.hap import HAP as HAP
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
+    from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
@@ -197,6 +198,7 @@ _HOMES = {
     "HAP": "methods.hap",
     "HISP": "methods.hisp",
     "InformationFlowRoutes": "methods.information_flow",
+    "MultiGranularPruning": "methods.multi_granular",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
     "method_from": "methods.provenance",

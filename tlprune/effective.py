@@ -7,21 +7,27 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tlprune.graph import Graph, Readers
-from tlprune.sites import Nodes, Sites
+from tlprune.sites import Neurons, Nodes, Sites
 
 
 def effective_sites(sites: Sites, kept: Bool[Tensor, "site"]) -> Bool[Tensor, "site"]:
     """The kept sites that are not made void by others.
 
     An edge counts if it lies on a path of kept edges from an embedding to the logits that passes through no removed
-    head, MLP or layer; a head if its layer is kept. Where sites differ by span, a path may pass from one span into
-    another (attention moves information between positions), so a site counts that is on a path of edges kept in any.
+    head, MLP or layer; a head if its layer is kept, a neuron if its MLP is. Where sites differ by span, a path may pass
+    from one span into another (attention moves information between positions), so a site counts that is on a path of
+    edges kept in any.
     """
     removed, result = _removed_nodes(sites, kept), kept.clone()
     if "heads" in sites.kinds:
         names = sites.bare("heads")
         gone = [_is_of(names.name(index), removed) for index in range(len(names))]
         result[sites.part("heads")].view(-1, len(names))[:, gone] = False
+    if "neurons" in sites.kinds:
+        neurons = sites.bare("neurons")
+        assert isinstance(neurons, Neurons)
+        gone = [f"m{layer}" in removed for layer in neurons.layers]
+        result[sites.part("neurons")].view(-1, len(gone), neurons.width)[:, gone] = False
     if "edges" in sites.kinds:
         graph, rows = sites.graph, result[sites.part("edges")].view(-1, sites.graph.n_edges)
         rows &= graph.effective(rows.any(0) & ~edges_of_removed(graph, removed))

@@ -11,6 +11,7 @@ from tlprune.methods.ensemble import Ensemble
 from tlprune.methods.hap import HAP
 from tlprune.methods.hisp import HISP
 from tlprune.methods.information_flow import InformationFlowRoutes
+from tlprune.methods.multi_granular import MultiGranularPruning
 from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random
 from tlprune.methods.relp import RelP
@@ -24,6 +25,7 @@ METHODS = {
     "edge-pruning": EdgePruning,
     "ensemble": Ensemble,
     "hap": HAP,
+    "multi-granular": MultiGranularPruning,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,
     "atp": AtP,

@@ -44,7 +44,7 @@ class EdgePruning(MaskTraining):
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
-        warm_start: a method whose scores decide where gates start, such as ``tp.EAP()``. With the rank of an edge
+        warm_start: a method whose scores decide where gates start, such as ``tp.EAPIG()``. With the rank of an edge
             scaled to ``r`` in [0, 1], 1 for the highest, its first ``log_alpha`` is the recipe's plus
             ``spread * (2 r - 1)``: the mean stays that of a cold start, and no score is an outlier.
         warm_by: ``"absolute"``: edges that matter either way start most open, as suits KL from the full model;

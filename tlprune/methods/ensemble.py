@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.masking.ablation import Ablation
-from tlprune.methods.eap import EAP
+from tlprune.methods.eap_ig import EAPIG
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.scales import By, Scale, check_by, scaled, scores_of
 from tlprune.methods.scoring import Scoring, check_sparsity, size
@@ -54,7 +54,7 @@ class Ensemble(Scoring):
         True
     """
 
-    methods: tuple[Any, ...] = field(default=(EAP(), EdgePruning(warm_start=EAP())))
+    methods: tuple[Any, ...] = field(default=(EAPIG(), EdgePruning(warm_start=EAPIG())))
     combine: Combine = "mean"
     scale: Scale = "rank"
     by: By = "signed"
