@@ -44,8 +44,8 @@ def circuits_at(
     least = min(map(len, circuits))
     if least > max(size.count for size in sizes):
         raise ValueError(
-            f"Circuits of {' + '.join(scores.sites.kinds)} have at least {least:,} effective edges in this model, between "
-            f"nodes that are not scored, but no size is as large. Ask for a size of {least:,} or more."
+            f"Circuits of {' + '.join(scores.sites.kinds)} have at least {least:,} effective edges in this model, "
+            f"those between other nodes, but no size is as large. Ask for a size of {least:,} or more."
         )
     return [(size, _largest(circuits, size.count)) for size in sizes if size.count >= least]
 
