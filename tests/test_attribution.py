@@ -199,3 +199,33 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     values = torch.zeros(len(sites)).index_fill(0, torch.tensor([3, 5]), float("nan"))
     with pytest.raises(ValueError, match=rf"but 2 of {len(sites)} are NaN, {sites.name(3)} the first. Look for"):
         tp.Scores(sites, values)
+
+
+# ---- samples
+
+
+def test_every_batch_is_a_sample_and_their_mean_by_examples_is_the_score() -> None:
+    model, task = fresh("llama", torch.float64), task_of(examples=6)
+    found = tp.EAP(batch_size=4).score(model, task)
+    assert found.samples is not None and found.samples.shape == (2, len(found.sites))
+    assert torch.allclose((4 * found.samples[0] + 2 * found.samples[1]) / 6, found.values, rtol=1e-12)
+    for batch, sample in zip(task.discovery.train().split(4), found.samples, strict=True):
+        assert apart(sample, masked_scores(model, batch)) < 1e-9
+
+
+def test_edges_whose_sign_changes_between_examples_are_not_consistent() -> None:
+    model, task = fresh("gpt2", torch.float64), task_of(examples=6)
+    method = tp.EAP(selection=tp.Consistent(share=1), edges=100, batch_size=1)
+    samples = method.score(model, task).samples
+    assert samples is not None
+    found = method.find(model, task)
+    assert 0 < len(found) <= 100
+    assert bool((samples[:, found.kept].sign().abs().sum(0) == len(samples)).all())
+    one_sign = (samples > 0).all(0) | (samples < 0).all(0)
+    assert bool((found.kept & ~one_sign).sum() < (tp.EAP(edges=100).find(model, task).kept & ~one_sign).sum())
+
+
+def test_streams_that_do_not_mix_leave_no_samples() -> None:
+    objective = tp.LogitDifference() + tp.CrossEntropy(on="other")
+    found = tp.EAP(objective=objective).score(fresh("gpt2", torch.float64), task_of("main", "other"))
+    assert found.samples is None

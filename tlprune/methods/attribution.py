@@ -59,16 +59,24 @@ class GradientScoring(EdgeScoring):
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
     ) -> Float[Tensor, "site"]:
+        return self.sampled(model, discovery, sites, ablation, progress=progress)[0]
+
+    def sampled(
+        self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> tuple[Float[Tensor, "site"], Float[Tensor, "sample site"] | None]:
+        """The mean over examples, and one sample a batch; none of an objective of several streams, which do not mix."""
         refuse_installed(model)
         backend, graph = backend_of(model), sites.graph
-        total = torch.zeros(len(sites), dtype=torch.promote_types(backend.dtype, torch.float32))
-        parts = list(self._parts(discovery))
-        for share, rows, loss in tqdm(parts, disable=not progress, unit="batch"):
+        parts, found = list(self._parts(discovery)), []
+        for _, rows, loss in tqdm(parts, disable=not progress, unit="batch"):
             batch = rows.to(backend.device)
             with torch.no_grad():
                 replaced = ablation.replaced(backend, batch.clean, batch.corrupt)
-            total -= share * self.gradients(backend, graph, batch, replaced, partial(loss, batch)).cpu()
-        return total
+            found.append(-self.gradients(backend, graph, batch, replaced, partial(loss, batch)).cpu())
+        samples = torch.stack(found).to(torch.promote_types(backend.dtype, torch.float32))
+        shares = samples.new_tensor([share for share, _, _ in parts])
+        streams = {objective.on for _, objective in weighted(self.objective)}
+        return shares @ samples, samples if len(streams) == 1 else None
 
     def _parts(self, discovery: Discovery) -> Iterator[tuple[float, Batch, Callable[[Batch, Tensor, Tensor], Tensor]]]:
         """Batches of every stream that the objective looks at, their shares of its examples, and their loss."""

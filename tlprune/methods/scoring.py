@@ -60,9 +60,15 @@ class Scoring(ABC):
         sites, ablation = self.sites(model), ablation_for(discovery, ablation)
         self.count(sites)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
-        values = self.values(model, discovery, sites, ablation, progress=progress)
+        values, samples = self.sampled(model, discovery, sites, ablation, progress=progress)
         _check_numbers(values)
-        return Scores(sites, values, provenance)
+        return Scores(sites, values, provenance, samples)
+
+    def sampled(
+        self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> tuple[Float[Tensor, "site"], Float[Tensor, "sample site"] | None]:
+        """The values, and those of parts of the examples where the method has them: what ``Consistent`` draws from."""
+        return self.values(model, discovery, sites, ablation, progress=progress), None
 
     def find(
         self, model: Any, task: Task | Discovery, *, ablation: Ablation | None = None, progress: bool = False
