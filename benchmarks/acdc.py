@@ -28,6 +28,7 @@ import tlprune as tp
 from benchmarks.speed import THREADS, TOKENS, cpu_seconds, examples, gpt2_small, plain_step
 from tlprune.learning.hard_metric import HardMetric
 from tlprune.learning.resumed_trials import reach_of, trials_of
+from tlprune.methods.acdc import ROUNDING
 from tlprune.methods.acdc_search import Point, Search
 from tlprune.models.transformer_lens import build
 from tlprune.task import Stream, Task, Tokenisation
@@ -121,7 +122,8 @@ def _slice(metric: HardMetric, layer: int, kept: int, edges: int) -> float:
     circuit[first:] = tp.connected_random(graph, kept).kept[first:]
     circuit[graph.index(f"a{layer}.h{graph.architecture.n_heads - 1}->logits")] = True
     trials = trials_of(metric, reach, batch_size=BATCH)
-    search = Search(trials, metric, reach, rounding=0.0, waiting=[Point((1e9,), circuit, first, metric(circuit))])
+    start = Point((1e9,), circuit, first, metric(circuit))
+    search = Search(trials, metric, reach, rounding=ROUNDING[metric.backend.precision], waiting=[start])
     steps = iter(search)
     next(steps)  # takes the circuit as the current one
     before = search.counts.evaluated
