@@ -132,8 +132,10 @@ def _slice(metric: HardMetric, layer: int, kept: int, edges: int) -> float:
 
 
 def _decide(search: Search, steps: Any, until: int) -> None:
-    while search.counts.evaluated < until:
-        next(steps)
+    """Try edges until there are so many, or none is left: layer 0 has few."""
+    for _ in steps:
+        if search.counts.evaluated >= until:
+            return
 
 
 def _edges_by_layer(graph: tp.Graph) -> dict[int, int]:
