@@ -27,11 +27,24 @@ from tlprune.benchmarking.rows import Store
 
 # What a comparison needs: a model, a task, and the true circuit where one is known.
 Known = tuple[Any, tp.Task, tp.Circuit | None]
-METHODS = (
-    *("random", "hisp", "atp", "eap", "eap-ig", "relp", "information-flow-routes", "edge-patching", "node-patching"),
-    *("acdc", "subnetwork-probing", "ugs", "edge-pruning", "hap"),
-)
-SIZES = ("0.5%", "1%", "2%", "5%", "10%", "true")
+METHODS: dict[str, Any] = {
+    "random": tp.Random(),
+    "hisp": tp.HISP(),
+    "atp": tp.AtP(),
+    "node-patching": tp.NodePatching(),
+    "eap": tp.EAP(),
+    "eap-ig": tp.EAPIG(),
+    "relp": tp.RelP(),
+    "information-flow-routes": tp.InformationFlowRoutes(),
+    "edge-patching": tp.EdgePatching(),
+    "acdc": tp.ACDC(),
+    "edge-pruning": tp.EdgePruning(),
+    "edge-pruning from eap-ig": tp.EdgePruning(warm_start=tp.EAPIG()),
+    "hap": tp.HAP(),
+    "subnetwork-probing": tp.SubnetworkProbing(),
+    "ugs": tp.UGS(),
+}
+SIZES = ("1%", "5%", "10%", "true")
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Settings:
         out: a folder; each setting has one in it.
         data_dir: holds models/stories260K.
         settings: names of SETTINGS.
-        methods: as of tlprune bench.
+        methods: names of METHODS.
         sizes: effective edges.
         seeds: of methods that chance has a part in.
         threads: for torch.
@@ -52,7 +65,7 @@ class Settings:
     out: Path
     data_dir: Path = Path(os.environ.get("TLPRUNE_DATA", "../shared"))
     settings: tuple[str, ...] = ("planted-induction", "planted-and", "planted-or", "taught", "testbed-ioi", "stories")
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = tuple(METHODS)
     sizes: tuple[str, ...] = SIZES
     seeds: tuple[int, ...] = (0, 1)
     threads: int = 1
@@ -101,10 +114,10 @@ def main() -> None:
         folder = settings.out / name
         if not settings.summary:
             model, task, truth = SETTINGS[name](settings)
+            methods = {method: METHODS[method] for method in settings.methods}
             tp.benchmark(
-                model, task, settings.methods, out=folder, sizes=settings.sizes, seeds=settings.seeds, truth=truth,
-                tell=print,
-            )  # fmt: skip
+                model, task, methods, out=folder, sizes=settings.sizes, seeds=settings.seeds, truth=truth, tell=print
+            )
             store = Store(folder)
             write_report(
                 store, device=device_text(torch.device("cpu")), command=f"python -m benchmarks.methods ({name})"
