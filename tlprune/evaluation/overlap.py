@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.evaluation.table import aligned
+from tlprune.graph import Graph
 from tlprune.random_circuits import connected_random
 
 Chance = Literal["uniform", "connected"]
@@ -98,9 +102,15 @@ def _connected(first: Circuit, count: int, samples: int, seed: int) -> float:
             f"Connected random circuits need edges without spans, and at least 1 sample, but got {first.sites} and "
             f"{samples} samples. Use chance='uniform'."
         )
-    drawn = (connected_random(first.graph, count, seed=seed + sample) for sample in range(samples))
-    own = Circuit(first.sites, first.kept)
-    return sum(own.iou(Circuit(one.sites, one.kept)) for one in drawn) / samples
+    own, drawn = first.kept.cpu(), _drawn(first.graph, count, samples, seed)
+    either = (drawn | own).sum(1).clamp(min=1)
+    both = (drawn & own).sum(1) if count or len(first) else either
+    return float((both / either).double().mean())
+
+
+@lru_cache(maxsize=8)  # many circuits are held against the same one
+def _drawn(graph: Graph, count: int, samples: int, seed: int) -> Bool[Tensor, "sample edge"]:
+    return torch.stack([connected_random(graph, count, seed=seed + sample).kept for sample in range(samples)])
 
 
 @dataclass(frozen=True)
