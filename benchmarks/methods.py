@@ -5,13 +5,13 @@
 ``planted``: gates written by hand, whose true edges are known. ``taught``: a model trained to run a known program.
 ``testbed``: the small trained model of the package. ``stories``: a real story model on pronouns, names and templates of
 the test held out. Every setting has a folder of its own with rows, tables, plots and a report; a run that is stopped
-goes on where it was. ``--summary`` prints the reports of what is there.
+goes on where it was. ``--summary`` prints the tables of what is there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import tyro
 
 import tlprune as tp
 from benchmarks import stories
+from tlprune.benchmarking.comparing import Cell, compared
 from tlprune.benchmarking.plots import write_plots
 from tlprune.benchmarking.report import device_text, write_report
 from tlprune.benchmarking.rows import Store
@@ -59,7 +60,7 @@ class Settings:
         sizes: effective edges.
         seeds: of methods that chance has a part in.
         threads: for torch.
-        summary: only print the reports of what is there.
+        summary: only print the tables of what is there.
     """
 
     out: Path
@@ -123,7 +124,43 @@ def main() -> None:
                 store, device=device_text(torch.device("cpu")), command=f"python -m benchmarks.methods ({name})"
             )
             write_plots(store)
-        print((folder / "report.md").read_text())
+        print(table(Store(folder)))
+
+
+def table(store: Store) -> str:
+    """One line a method: KL with its interval and, in brackets, ``f`` at every size; how well it ranks the true edges; what it cost."""
+    rows = [row for row in store.rows if row["mode"] not in ("reference", "own size")]
+    cells = compared(store, rows)
+    labels = {row["target"]: row["size"] for row in rows}
+    lines = list(dict.fromkeys((row["method"], row["mode"]) for row in rows))
+    empty = next(row for row in store.rows if row["method"] == "empty circuit")
+    head = [f"{size:,}" + ("" if labels[size] == str(size) else f" ({labels[size]})") for size in cells]
+    header = ["method", "how", *head, "average precision", "forward equivalents"]
+    result = [
+        f"{empty['task']} in {empty['model']}: {empty['total']:,} edges, empty circuit {empty['kl']:.3f} nats",
+        "",
+    ]
+    result += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for line in lines:
+        figures = [_figures(own[line]) if line in own else "-" for own in cells.values()]
+        result.append(f"| {' | '.join([*line, *figures, *_ranking(rows, line)])} |")
+    return "\n".join(result) + "\n"
+
+
+def _figures(cell: Cell) -> str:
+    """KL, ``=`` where it is not told from the best, its 95% interval, and f; the size where it is another."""
+    share = "undefined" if cell.faithfulness is None else f"{cell.faithfulness:.2f}"
+    other = "" if {*cell.effective} == {cell.target} else f", {min(cell.effective):,} edges"
+    interval = f"[{cell.kl.low:.3f}, {cell.kl.high:.3f}]"
+    return f"{cell.kl.value:.3f}{' =' if cell.tied else ''} {interval} ({share}{other})"
+
+
+def _ranking(rows: Sequence[Mapping[str, Any]], line: tuple[str, str]) -> list[str]:
+    own = [row for row in rows if (row["method"], row["mode"]) == line]
+    known = [row["average_precision_edges"] for row in own if "average_precision_edges" in row]
+    costs = {row["cell"]: row["forward_equivalents"] for row in own}
+    mean = f"{sum(known) / len(known):.3f}" if known else "-"
+    return [mean, f"{sum(costs.values()) / len(costs):,.0f}"]
 
 
 if __name__ == "__main__":
