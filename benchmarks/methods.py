@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def table(store: Store) -> str:
-    """One line a method: KL with its interval and, in brackets, ``f`` at every size; how well it ranks the true edges; what it cost."""
+    """One line a method: KL with its interval and ``f`` at every size, how well it ranks true edges, what it cost."""
     rows = [row for row in store.rows if row["mode"] not in ("reference", "own size")]
     cells = compared(store, rows)
     labels = {row["target"]: row["size"] for row in rows}
