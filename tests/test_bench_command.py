@@ -43,6 +43,9 @@ def test_tables_of_several_ablations_stand_side_by_side(tmp_path: Path) -> None:
     [
         (["--methods", "eapp"], "There is no method 'eapp'"),
         (["--sizes", "lots"], "a part such as '1%'"),
+        (["--task", "planted", "plantedd"], "There is no task 'plantedd'"),
+        (["--model", "plantde"], "There is no model 'plantde'"),
+        (["--truth", "ioii"], "There is no truth 'ioii'"),
         (["--preset", "acdc-grid", "--task", "induction"], "has the tasks ioi, greater-than, docstring"),
     ],
 )
@@ -55,12 +58,13 @@ def test_words_that_name_nothing_are_one_clear_error(
     assert message in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_be_had_is_not_run_and_the_report_says_so(
+@pytest.mark.filterwarnings("ignore:HookedTransformer.from_pretrained is deprecated:DeprecationWarning")
+def test_a_model_of_a_preset_that_cannot_be_had_is_not_run_and_the_report_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = bench(Plan(model="no-such-model", task=("ioi",), methods=("random",), out=tmp_path))
-    assert "ioi in no-such-model: not run: There is no model" in capsys.readouterr().out
-    assert "## ioi in no-such-model: not run" in (out / "report.md").read_text()
+    out = bench(Plan(preset="acdc-grid", task=("docstring",), out=tmp_path))
+    assert "docstring in attn-only-4l: not run:" in capsys.readouterr().out
+    assert "## docstring in attn-only-4l: not run" in (out / "report.md").read_text()
 
 
 def test_a_folder_of_other_prompts_is_refused(tmp_path: Path) -> None:

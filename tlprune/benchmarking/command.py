@@ -20,6 +20,9 @@ from tlprune.circuit import Circuit
 from tlprune.files import read_json, write_whole
 from tlprune.masking.ablation import Ablation, Resample, Zero
 from tlprune.masking.means import Mean
+from tlprune.models.load import load
+from tlprune.tasks import task_builder
+from tlprune.truths import truth
 
 PLAN = "plan.json"
 ABLATIONS: dict[str, type[Ablation]] = {"resample": Resample, "zero": Zero, "mean": Mean}
@@ -31,18 +34,18 @@ class Plan:
     """Compare methods at equal effective edges on test prompts. Run it again to go on where it stopped.
 
     Attributes:
-        model: testbed, planted, a name that TransformerLens knows, or a local Hugging Face directory.
-        task: one or more tasks: names as of tlprune discover, or files that end in .jsonl.
-        methods: one or more methods, with settings as in edge-pruning:steps=300,batch_size=16; by default random and
-            edge-pruning.
+        model: testbed (default), planted, taught, a name that TransformerLens knows, or a local Hugging Face directory.
+        task: one or more tasks: names as of tlprune discover, or files that end in .jsonl; by default ioi.
+        methods: one or more methods, with settings as in edge-pruning:steps=300,batch_size=16; by default random, eap
+            and edge-pruning.
         sizes: effective edges: numbers, parts such as 1%, or true: as many as the true circuit; by default parts from
             0.1% to 10%.
         seeds: of methods that chance has a part in.
         ablations: what replaces ablated edges when circuits are measured: resample (default), zero, mean; a table for
             each.
         discovery: what replaces them while methods search; by default the same.
-        truth: the true circuit: ioi, greater-than, docstring (see tlprune.truths), planted, or the file of a circuit;
-            by default that of the task in a preset and in planted models, else none.
+        truth: the true circuit: ioi, greater-than, docstring (see tlprune.truths), planted, taught, or the file of a
+            circuit; by default that of the task in a preset, in planted models and in the taught one, else none.
         preset: acdc-grid: models, tasks, methods, sizes and ablations of a known comparison, where none are given;
             --model then replaces its GPT-2, and --task chooses among its tasks.
         out: directory for the rows, tables, plots, report and circuits; by default runs/bench.
@@ -91,7 +94,7 @@ class Plan:
 def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | None = None) -> Path:
     """Run a plan; the folder with its rows, tables, plots and report.
 
-    A model or task that cannot be had is told of and stands in the report as not run; the rest goes on.
+    A model of a preset that cannot be had is told of and stands in the report as not run; the rest goes on.
 
     Args:
         plan: what is compared.
@@ -99,15 +102,20 @@ def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | Non
         command: the command line, for the report.
 
     Raises:
-        ValueError: a method or size cannot be used, or the folder holds another comparison.
+        ValueError: a model, task, method or size cannot be used, or the folder holds another comparison.
     """
     plan = plan.whole()
     entries_of(plan.methods)
+    behaviours = plan.behaviours()
+    for _, task_name in behaviours:
+        task_builder(task_name)  # a name that is none is found out before anything runs
     store, device, missing = _store(plan), "no device: no model was run", {}
-    for name, task_name in plan.behaviours():
+    for name, task_name in behaviours:
         try:
             model, task, truth = _behaviour(plan, name, task_name)
         except (ValueError, OSError) as error:
+            if plan.preset is None:
+                raise
             missing[task_name, name] = " ".join(str(error).split())
             tell(f"{task_name} in {name}: not run: {missing[task_name, name]}")
             continue
@@ -129,9 +137,6 @@ def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | Non
 
 def _behaviour(plan: Plan, name: str, task_name: str) -> tuple[Any, Any, Circuit | None]:
     """A model, a task, and the true circuit if one is known for this model."""
-    from tlprune.models.load import load
-    from tlprune.tasks import task_builder
-
     model = load(name, device=plan.device)
     task = task_builder(task_name)(model, seed=plan.task_seed)
     return model, task, _truth(plan, task_name, model)
@@ -139,11 +144,9 @@ def _behaviour(plan: Plan, name: str, task_name: str) -> tuple[Any, Any, Circuit
 
 def _truth(plan: Plan, task_name: str, model: Any) -> Circuit | None:
     """The true circuit; a name of shape 12 layers by 12 heads alone makes no model GPT-2, so it is asked for."""
-    from tlprune.truths import truth
-
     if plan.truth is not None and Path(plan.truth).is_file():
         return Circuit.load(plan.truth)
-    if plan.truth is not None or plan.preset is not None or task_name == "planted":
+    if plan.truth is not None or plan.preset is not None or task_name in ("planted", "taught"):
         return truth(plan.truth or task_name, model)
     return None
 
