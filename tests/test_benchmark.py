@@ -259,10 +259,10 @@ def test_heads_alone_have_no_circuits_smaller_than_all_mlps(tmp_path: Path) -> N
 
 
 def test_one_method_of_each_mode_is_told_apart() -> None:
-    modes = {entry.label: entry.modes for entry in entries_of(["eap", "edge-pruning", "acdc", "hisp"])}
+    modes = {entry.label: entry.modes for entry in entries_of(["eap", "edge-pruning", "acdc", "ugs"])}
     assert modes == {
         "eap": ("ranked",),
         "edge-pruning": ("one run per size", "one run, ranked"),
         "acdc": ("own size", "ranked"),
-        "hisp": ("ranked",),
+        "ugs": ("ranked",),
     }

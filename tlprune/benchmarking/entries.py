@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tlprune.choices import choice
 from tlprune.methods import METHODS
+from tlprune.methods.penalised import Penalised
 from tlprune.methods.scoring import Scoring
 
 # How a method meets a size: it ranks edges and the first are taken; it is run anew for each; or it has its own.
@@ -30,8 +31,11 @@ class Entry:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The ways in which it gives circuits of a size. A mask trained for one size is no ranking of the others."""
-        if isinstance(self.method, Scoring):
+        """The ways in which it gives circuits of a size. A mask trained for one size is no ranking of the others.
+
+        A mask trained at a price is trained the same for all sizes.
+        """
+        if isinstance(self.method, (Scoring, Penalised)):
             return ("ranked",)
         trained = any(field.name == "edges" for field in dataclasses.fields(self.method))
         if trained:
