@@ -146,8 +146,11 @@ def test_a_method_that_fails_is_told_of_and_tried_again(tmp_path: Path) -> None:
     assert "failing, ranked: failed: no such luck" in told[0]
     assert sum(row["method"] == "random" for row in rows) == 2
     report = write_report(Store(tmp_path), device="CPU").read_text()
-    assert "not run" not in report.partition("### Costs")[0] or "failing" in report
-    assert not any(row["status"] == "failed" for row in Store(tmp_path).rows)
+    assert "- failing (ranked): no such luck" in report
+    told.clear()
+    again = run(tmp_path, {"failing": Failing(), "random": tp.Random()}, tell=told.append)
+    assert "failing, ranked: failed: no such luck" in told[0] and again == rows
+    assert sum(row["status"] == "failed" for row in Store(tmp_path).rows) == 1
 
 
 # ---- files

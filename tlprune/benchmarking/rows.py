@@ -63,14 +63,14 @@ class Store:
                 ) from None
 
     def _rewrite(self) -> None:
-        """Without what was cut, and without cells that failed: they are tried again."""
-        self.rows = [row for row in self.rows if row["status"] == MEASURED]
+        """All rows, without a line that was cut."""
         cells = dict.fromkeys(row["cell"] for row in self.rows)
         lines = [json.dumps(self.of(cell)) for cell in cells]
         write_whole(self.folder / ROWS, "".join(f"{line}\n" for line in lines))
 
     def __contains__(self, cell: str) -> bool:
-        return any(row["cell"] == cell for row in self.rows)
+        """Whether a search was measured; one that failed is tried again."""
+        return any(row["status"] == MEASURED for row in self.of(cell))
 
     def of(self, cell: str) -> list[dict[str, Any]]:
         """The rows of one search."""
@@ -81,6 +81,9 @@ class Store:
     ) -> None:
         """Write the rows of one search, its circuits, and its figures for every example, ``(row, example)`` each."""
         found = [{**row, "cell": cell} for row in rows]
+        if self.of(cell):  # it failed before
+            self.rows = [row for row in self.rows if row["cell"] != cell]
+            self._rewrite()
         for place, circuit in enumerate(circuits):
             circuit.save(self.folder / CIRCUITS / f"{cell}-{place}.safetensors")
         if examples:
