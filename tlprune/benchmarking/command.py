@@ -109,10 +109,11 @@ def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | Non
     behaviours = plan.behaviours()
     for _, task_name in behaviours:
         task_builder(task_name)  # a name that is none is found out before anything runs
-    store, device, missing = _store(plan), "no device: no model was run", {}
+    _claim_folder(plan)
+    device, missing = "no device: no model was run", {}
     for name, task_name in behaviours:
         try:
-            model, task, truth = _behaviour(plan, name, task_name)
+            model, task, known = _behaviour(plan, name, task_name)
         except (ValueError, OSError) as error:
             if plan.preset is None:
                 raise
@@ -122,7 +123,7 @@ def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | Non
         device = device_text(backend_of(model).device)
         for ablation in plan.ablations:
             benchmark(
-                model, task, plan.methods, out=plan.out, sizes=plan.sizes, seeds=plan.seeds, truth=truth,
+                model, task, plan.methods, out=plan.out, sizes=plan.sizes, seeds=plan.seeds, truth=known,
                 ablation=ABLATIONS[ablation](), discovery=ABLATIONS[plan.discovery or ablation](),
                 tell=tell,
             )  # fmt: skip
@@ -151,9 +152,10 @@ def _truth(plan: Plan, task_name: str, model: Any) -> Circuit | None:
     return None
 
 
-def _store(plan: Plan) -> Store:
-    """The folder of a plan: a new one, or one with rows of the same prompts and ablations."""
-    store, path = Store(plan.out), plan.out / PLAN
+def _claim_folder(plan: Plan) -> None:
+    """Take the folder of a plan: a new one, or one with rows of the same prompts."""
+    Store(plan.out)
+    path = plan.out / PLAN
     settings = {"task_seed": plan.task_seed, "preset": plan.preset}
     if path.exists() and read_json(path, "plan") != settings:
         raise ValueError(
@@ -161,7 +163,6 @@ def _store(plan: Plan) -> Store:
             f"{json.dumps(settings)}. Choose another folder with --out."
         )
     write_whole(path, json.dumps(settings) + "\n")
-    return store
 
 
 def words_of(arguments: Sequence[str]) -> str:
