@@ -23,7 +23,8 @@ import torch
 import tyro
 
 from benchmarks import recipes
-from tlprune.methods.edge_pruning import RECIPES, Recipe
+from tlprune.methods.edge_pruning import RECIPES
+from tlprune.methods.recipe import Recipe
 
 DEVELOPMENT = ("stories260K/gendered-pronoun@0.9", "testbed/induction@0.96")
 STEPS = 300

@@ -10,16 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.gates import HardConcrete
-from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.objectives import KL
-from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.mask_training import MaskTraining
+from tlprune.methods.recipe import Recipe
 from tlprune.methods.scales import By, check_by, scaled, scores_of
 from tlprune.methods.scoring import check_sparsity, size
-from tlprune.schedules import Schedule, join, linear, logarithmic
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 
@@ -118,58 +116,6 @@ class EdgePruning(MaskTraining):
             "validate_every": self.validate_every,
             "seed": self.seed,
         }
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The training settings behind a recipe's name.
-
-    Attributes:
-        initial: first ``log_alpha``.
-        steps: default length.
-        rate: learning rate of the masks.
-        multiplier_rate: learning rate of the multipliers.
-        weight_decay: of masks and multipliers.
-        clip: largest gradient norm.
-        warmup: fraction of the steps over which the rates rise.
-        rise: fraction of the steps over which the target rises.
-        measure: how sparsity is measured in the budget.
-        path: how the target rises.
-        gap: how the distance to the target is measured.
-        samples: mask samples per step.
-    """
-
-    initial: float
-    steps: int
-    rate: float
-    multiplier_rate: float
-    weight_decay: float
-    clip: float | None
-    warmup: float
-    rise: float
-    measure: Literal["expected", "sampled"]
-    path: Literal["linear", "logarithmic"]
-    gap: Literal["sparsity", "log_density"] = "sparsity"
-    samples: int = 1
-
-    def budget(self, count: int, total: int, steps: int) -> Lagrangian:
-        least = 0.5 if self.gap == "log_density" else 0  # no density is the logarithm of nothing
-        target = 1 - max(count, least) / total
-        return Lagrangian(self._schedule(target, round(self.rise * steps)), self.measure, gap=self.gap)
-
-    def _schedule(self, sparsity: float, steps: int) -> Schedule:
-        rise = {"linear": linear, "logarithmic": logarithmic}[self.path]
-        return join(rise(0.0, sparsity, steps=steps), lambda _: sparsity, at=steps)
-
-    def optimiser(self, steps: int) -> Optimiser:
-        return Optimiser(
-            rate=self.rate,
-            multiplier_rate=self.multiplier_rate,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            warmup=round(self.warmup * steps),
-            samples=self.samples,
-        )
 
 
 RECIPES = {
