@@ -11,7 +11,7 @@ import torch
 from styles import error, fresh, random_mask
 from test_tasks import HE, SHE
 
-from tlprune.masking.ablation import Resample
+from tlprune.masking.ablation import Resample, Zero
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges
@@ -89,3 +89,28 @@ def test_the_side_changes_where_things_stand_and_nothing_else(tmp_path: Path, te
         assert torch.equal(one.corrupt.ids, other.corrupt.ids)
         assert torch.equal(one.positions, other.positions)
         assert torch.equal(one.answers, other.answers)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@torch.no_grad()
+def test_what_is_padding_in_every_prompt_is_not_computed(
+    tmp_path: Path, testbed: Any, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where what is ablated is the same at all positions; a twin's activations belong to the whole width."""
+    model = fresh("llama", torch.float64, d_vocab=len(testbed), n_ctx=32)
+    batch = pairs_task(testbed, side, tmp_path).test
+    short = batch.rows(torch.tensor([0, 1]))
+    width, longest = int(short.clean.lengths.max()), batch.clean.ids.shape[1]
+    assert (width < longest) == (side == "right"), "padding in front of a prompt stays"
+    for ablation, seen in ((Zero(), width), (Resample(), longest)):
+        masked = Masked(model, Masks(edges(model)), ablation)
+        mask = random_mask(masked.graph).detach()
+        together, run, widths = masked(batch, mask=mask)[:2], masked._run, []
+
+        def watched(tokens: Tokens, *rest: Any, run: Any = run, widths: list[int] = widths, **options: Any) -> Any:
+            widths.append(tokens.ids.shape[1])
+            return run(tokens, *rest, **options)
+
+        monkeypatch.setattr(masked, "_run", watched)
+        assert error(masked(short, mask=mask), together) <= 1e-12
+        assert widths == [seen]

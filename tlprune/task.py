@@ -48,6 +48,27 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         return self._map(lambda value: value.to(device))
 
+    @property
+    def lengths(self) -> Int[Tensor, "example"]:
+        """Positions up to the last real token of each prompt."""
+        if self.attention_mask is None:
+            return torch.full((len(self.ids),), self.ids.shape[1], device=self.ids.device)
+        places = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
+        return (self.attention_mask * places).amax(1)
+
+    def trimmed(self) -> Tokens:
+        """Without the positions at the end that are padding in every prompt.
+
+        Example:
+            >>> mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+            >>> Tokens(torch.zeros(2, 4, dtype=torch.long), mask).trimmed()
+            Tokens(2 prompts of 2 tokens)
+        """
+        if self.attention_mask is None:
+            return self
+        width = int(self.lengths.max())
+        return self if width == self.ids.shape[1] else self._map(lambda value: value[:, :width])
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return Tokens(**{name: function(value) for name, value in values.items() if value is not None})

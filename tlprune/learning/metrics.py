@@ -203,8 +203,9 @@ def measure_each(
     if not len(kept):
         return []
     cache = cache or masked.cache(batch)
-    parts = list(_parts(masked, kept, batch, cache=cache, batch_size=batch_size, metrics=metrics))
-    columns = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    order = torch.argsort(batch.clean.lengths.cpu(), stable=True)  # so that little of a pass is padding
+    parts = list(_parts(masked, kept, batch.rows(order), cache=cache, batch_size=batch_size, metrics=metrics))
+    columns = {name: torch.cat([part[name] for part in parts], 1)[:, order.argsort()] for name in parts[0]}
     owned = [{name: values[index] for name, values in columns.items()} for index in range(len(kept))]
     return [_performance(own, metrics) for own in owned]
 

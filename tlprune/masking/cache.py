@@ -93,7 +93,7 @@ def reference_predictions(backend: Backend, batch: Batch) -> Float[Tensor, "exam
 
     Of a model with one output, a regression, that output: its log-probability would be 0 whatever the model says.
     """
-    return predictions(backend.logits(batch.clean, batch.positions))
+    return predictions(backend.logits(batch.clean.trimmed(), batch.positions))
 
 
 def predictions(logits: Float[Tensor, "example answer vocab"]) -> Float[Tensor, "example answer vocab"]:

@@ -110,6 +110,8 @@ class Masked:
             replaced = self.ablation.replaced(self.backend, tokens, twins, self.wanted)
         values = self._values() if mask is None else mask
         values = values.to(device=self.backend.device, dtype=self._mask_dtype)
+        if positions is not None and all(value.shape[1] == 1 for value in replaced.tensors):
+            tokens, spans = _without_padding(tokens, spans)
         self._self_test(tokens, replaced, spans)
         return self._run(tokens, values, replaced, positions, spans)
 
@@ -270,6 +272,12 @@ def spans_of(batch: Batch, names: tuple[str, ...]) -> Tensor | None:
         )
     table = torch.tensor([names.index(name) if name in names else -1 for name in batch.span_names] + [-1])
     return table[batch.spans.cpu()]
+
+
+def _without_padding(tokens: Tokens, spans: Tensor | None) -> tuple[Tokens, Tensor | None]:
+    """Without what is padding in every prompt; it costs as much as real tokens and nobody reads it."""
+    short = tokens.trimmed()
+    return short, spans if spans is None else spans[:, : short.ids.shape[1]]
 
 
 def _with_all_edges(masked: Masked) -> Masked:

@@ -83,8 +83,8 @@ class Mean:
     def means(self, backend: Backend, wanted: Wanted) -> Activations:
         """Averages over the reference prompts, a batch at a time."""
         totals: list[Tensor] = []
-        for rows in torch.arange(len(self.prompts.ids)).split(self.batch_size):
-            tokens = self.prompts.rows(rows).to(backend.device)
+        for rows in torch.argsort(self.prompts.lengths, stable=True).split(self.batch_size):
+            tokens = self.prompts.rows(rows).trimmed().to(backend.device)
             seen = backend.observe(tokens, wanted)
             sums = [self._sum(value, tokens) for value in seen.tensors]
             totals = [old + new for old, new in zip(totals or [torch.zeros(())] * len(sums), sums, strict=True)]
