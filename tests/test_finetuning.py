@@ -179,6 +179,20 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
     assert records(plan.out) == records(tmp_path / "whole")
 
 
+def test_models_under_way_stay_where_they_are_asked_for(plan: FineTune) -> None:
+    """Those after so many steps, the same whatever is kept beside them."""
+    plan = dataclasses.replace(plan, epochs=1, keep_every=11)
+    finetune(plan)
+    kept = sorted(int(path.name.removeprefix("step-")) for path in plan.out.glob("step-*"))
+    assert kept == list(range(11, plan.steps(340) + 1, 11))
+    assert not same(weights(plan.out / "step-11"), weights(plan.out / f"step-{kept[-1]}"))
+    fewer = dataclasses.replace(plan, out=plan.out.parent / "fewer", keep_every=kept[-1])
+    finetune(fewer)
+    assert same(weights(plan.out / f"step-{kept[-1]}"), weights(fewer.out / f"step-{kept[-1]}"))
+    with pytest.raises(ValueError, match="keep_every must be at least 1"):
+        dataclasses.replace(plan, keep_every=0)
+
+
 def test_seeds_differ_and_repeat(plan: FineTune, tmp_path: Path) -> None:
     plan = dataclasses.replace(plan, epochs=1, train_count=64)
     runs = [dataclasses.replace(plan, out=tmp_path / str(n), seed=seed) for n, seed in enumerate((0, 0, 1))]

@@ -112,6 +112,8 @@ def _run(training: Training, plan: FineTune) -> dict[str, Any]:
             file.write(json.dumps(record) + "\n")
             file.flush()
             bar.update()
+            if plan.keep_every and training.done % plan.keep_every == 0:
+                _write(training, plan.out / f"step-{training.done}")
             if training.done % plan.checkpoint_every == 0 or training.done == training.steps:
                 training.save(out, settings)
     return _finish(training, plan)
@@ -132,11 +134,16 @@ def _finish(training: Training, plan: FineTune) -> dict[str, Any]:
     """Look at the test once, with the best weights, and save them."""
     training.put_back_best(plan.out)
     facts = _facts(training, plan) | {"test": known(training.figures("test"))}
-    training.own.save_pretrained(plan.out)
-    training.tokenizer.save_pretrained(plan.out)
+    _write(training, plan.out)
     write_whole(plan.out / PROVENANCE, json.dumps(facts, indent=1) + "\n")
     clear(plan.out)
     return facts
+
+
+def _write(training: Training, folder: Path) -> None:
+    """The model as it is now, with its tokenizer, in Hugging Face format."""
+    training.own.save_pretrained(folder)
+    training.tokenizer.save_pretrained(folder)
 
 
 def _facts(training: Training, plan: FineTune) -> dict[str, Any]:

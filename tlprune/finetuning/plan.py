@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 # What may differ between a run and the one that goes on after it.
-FREE = ("out", "data_dir", "checkpoint_every", "device")
+FREE = ("out", "data_dir", "checkpoint_every", "keep_every", "device")
 _POOL = 50  # batches whose examples are sorted by length together
 
 
@@ -43,6 +43,8 @@ class FineTune:
         max_length: tokens per prompt; longer ones are cut.
         evaluations: measurements on dev per epoch.
         checkpoint_every: steps between checkpoints, the most that a killed process loses.
+        keep_every: steps between models that stay, in folders ``step-100`` and so on of ``out``: how a behaviour comes
+            about. None by default.
         precision: no for that of the weights, or bf16 for products on a GPU.
         device: cpu, or whatever accelerate finds.
     """
@@ -66,6 +68,7 @@ class FineTune:
     max_length: int = 128
     evaluations: int = 2
     checkpoint_every: int = 200
+    keep_every: int | None = None
     precision: Literal["no", "bf16"] = "no"
     device: Literal["cpu", "found"] = "found"
 
@@ -73,6 +76,8 @@ class FineTune:
         for name in ("batch_size", "epochs", "evaluations", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 but is {getattr(self, name)}. Give a larger number.")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"keep_every must be at least 1 but is {self.keep_every}. Leave it out to keep none.")
         if not 0 < self.rate < 1 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"rate must lie between 0 and 1, and warmup be a share of the steps, but they are {self.rate} and "
