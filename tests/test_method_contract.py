@@ -156,6 +156,19 @@ ROWS = {
         bad={"no steps": ({"steps": 0}, "steps must be at least 1")},
         records=6,
     ),
+    "heuristic-core": Row(
+        exact=lambda nodes: tp.HeuristicCore(nodes=nodes, recipe="short", steps=60),
+        quick=tp.HeuristicCore(nodes=3, recipe="short", steps=6, validate_every=3),
+        random=True,
+        kind="nodes",
+        size=3,
+        total=10,
+        bad={
+            "percent": ({"sparsity": 50}, "give 0.95"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+        },
+        records=6,
+    ),
     "random": Row(
         exact=None,
         quick=tp.Random(edges=20),
@@ -315,7 +328,7 @@ def test_a_seed_repeats_a_circuit_and_another_differs_where_chance_has_a_part(na
     """On a random model: the edges of a planted one that do nothing tie, whatever the seed."""
     first = quick_circuit(name)
     torch.manual_seed(99)  # the global random state has no part
-    again = ROWS[name].quick.find(shared_model(), random_task())
+    again = ROWS[name].quick.find(shared_model(), random_task(), ablation=tp.Resample())
     assert again == first
     assert again.provenance == first.provenance
     if ROWS[name].random:
@@ -332,9 +345,10 @@ def test_test_examples_are_never_touched_and_make_no_difference(name: str) -> No
     """The other circuits here are found on sealed tasks, where a look is an error."""
     other = random_task(random_batch(8, seed=5))
     assert other.fingerprint != random_task().fingerprint
-    found = ROWS[name].quick.find(shared_model(), other)
+    found = ROWS[name].quick.find(shared_model(), other, ablation=tp.Resample())
     assert found == quick_circuit(name)
-    assert ROWS[name].quick.find(shared_model(), tp.sealed(other).discovery).provenance == found.provenance
+    again = ROWS[name].quick.find(shared_model(), tp.sealed(other).discovery, ablation=tp.Resample())
+    assert again.provenance == found.provenance
 
 
 @each_method
@@ -381,7 +395,7 @@ def test_a_saved_circuit_gives_its_method_back_which_finds_it_again(name: str, t
         assert loaded.provenance == found.provenance
         method = tp.method_from(loaded.provenance)
         assert method == ROWS[name].quick
-    assert method.find(shared_model(), random_task()) == found
+    assert method.find(shared_model(), random_task(), ablation=tp.Resample()) == found
 
 
 @each_method
@@ -441,7 +455,7 @@ def test_the_metrics_file_and_the_progress_bar_change_nothing(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     options = {"metrics": path} if ROWS[name].records else {}
-    found = ROWS[name].quick.find(shared_model(), random_task(), progress=True, **options)
+    found = ROWS[name].quick.find(shared_model(), random_task(), ablation=tp.Resample(), progress=True, **options)
     assert found == quick_circuit(name)
     assert capsys.readouterr().out == ""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -9,6 +9,7 @@ from tlprune.methods.eap_ig import EAPIG
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.ensemble import Ensemble
 from tlprune.methods.hap import HAP
+from tlprune.methods.heuristic_core import HeuristicCore
 from tlprune.methods.hisp import HISP
 from tlprune.methods.information_flow import InformationFlowRoutes
 from tlprune.methods.multi_granular import MultiGranularPruning
@@ -25,6 +26,7 @@ METHODS = {
     "edge-pruning": EdgePruning,
     "ensemble": Ensemble,
     "hap": HAP,
+    "heuristic-core": HeuristicCore,
     "multi-granular": MultiGranularPruning,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,

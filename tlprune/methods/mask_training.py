@@ -41,6 +41,10 @@ class MaskTraining(ABC):
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
         """The masks before the first step."""
 
+    def ablation(self, discovery: Discovery, given: Ablation | None) -> Ablation:
+        """What replaces an ablated site, where the user said nothing or a ``Mean()`` without prompts."""
+        return ablation_for(discovery, given)
+
     @abstractmethod
     def plan(self, masks: Masks) -> Mapping[str, Any]:
         """What :func:`~tlprune.fit` is told: objective, budget, steps, batch size, optimiser, seed."""
@@ -60,8 +64,8 @@ class MaskTraining(ABC):
         Args:
             model: a TransformerLens model; left as it was.
             task: prompt pairs; only train and validation examples are used.
-            ablation: what replaces an ablated site; by default :class:`~tlprune.Resample`. ``Mean()`` without reference
-                prompts goes over the training prompts, corrupted. The parameters of a :class:`~tlprune.Constant` are
+            ablation: what replaces an ablated site; by default :meth:`ablation` says. ``Mean()`` without reference
+                prompts goes over training prompts. The parameters of a :class:`~tlprune.Constant` are
                 trained in place, with the masks.
             metrics: a file for one JSON record per step.
             checkpoint: a file for the state of training, from which a run that was stopped goes on.
@@ -96,7 +100,7 @@ class MaskTraining(ABC):
         self, model: Any, task: Task | Discovery, ablation: Ablation | None, *, progress: bool, **files: Any
     ) -> tuple[Masks, dict[str, Any]]:
         discovery = task.discovery if isinstance(task, Task) else task
-        sites, ablation = self.sites(model), ablation_for(discovery, ablation)
+        sites, ablation = self.sites(model), self.ablation(discovery, ablation)
         keep = self.keep(sites)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         masks = self.masks(model, discovery, sites, ablation, progress=progress).to(backend_of(model).device)
