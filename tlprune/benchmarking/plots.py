@@ -8,7 +8,7 @@ from typing import Any
 
 from tlprune.benchmarking.comparing import Cell, Line, compared
 from tlprune.benchmarking.rows import Store
-from tlprune.files import write_whole
+from tlprune.drawing.charts import TEMPLATE, plotly, write_page
 
 PLOTS = "plots.html"
 SETTING = ("model", "task", "ablation", "discovery_ablation")
@@ -20,33 +20,26 @@ def write_plots(store: Store) -> Path:
     Raises:
         ModuleNotFoundError: plotly is not installed.
     """
-    try:
-        import plotly.graph_objects as plotly
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ModuleNotFoundError("plots need plotly, which is not installed. Run pip install plotly") from None
-    parts = []
+    library, figures = plotly(), []
     for setting in dict.fromkeys(tuple(row[name] for name in SETTING) for row in store.rows):
         rows = [row for row in store.rows if tuple(row[name] for name in SETTING) == setting]
         table = compared(store, rows)
         if table:
-            figure = plotly.Figure(_lines(plotly, table), _layout(setting, rows))
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
-    page = "<!doctype html><meta charset='utf-8'><title>Methods compared</title>"
+            figures.append(library.Figure(_lines(library, table), _layout(setting, rows)))
     path = store.folder / PLOTS
-    write_whole(path, f"{page}<script>{get_plotlyjs()}</script>{''.join(parts)}")
+    write_page(path, figures, title="Methods compared")
     return path
 
 
-def _lines(plotly: Any, table: Mapping[int, Mapping[Line, Cell]]) -> list[Any]:
+def _lines(library: Any, table: Mapping[int, Mapping[Line, Cell]]) -> list[Any]:
     """One line a method: its KL over sizes, with 95% intervals."""
     names = dict.fromkeys(line for cells in table.values() for line in cells)
     return [
-        _line(plotly, name, {size: cells[name] for size, cells in table.items() if name in cells}) for name in names
+        _line(library, name, {size: cells[name] for size, cells in table.items() if name in cells}) for name in names
     ]
 
 
-def _line(plotly: Any, name: Line, cells: Mapping[int, Cell]) -> Any:
+def _line(library: Any, name: Line, cells: Mapping[int, Cell]) -> Any:
     method, how = name
     kl = [cell.kl for cell in cells.values()]
     bars = {
@@ -55,7 +48,7 @@ def _line(plotly: Any, name: Line, cells: Mapping[int, Cell]) -> Any:
         "array": [one.high - one.value for one in kl],
         "arrayminus": [one.value - one.low for one in kl],
     }
-    return plotly.Scatter(
+    return library.Scatter(
         x=[sum(cell.effective) / len(cell.effective) for cell in cells.values()],
         y=[one.value for one in kl],
         error_y=bars,
@@ -72,5 +65,5 @@ def _layout(setting: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[s
         "title": f"{task} in {model}, {ablation} ablation: {full['total']:,} edges ({full['convention']})",
         "xaxis": {"title": "effective edges", "type": "log"},
         "yaxis": {"title": f"KL from the full model (nats); empty circuit {empty['kl']:.3g}"},
-        "template": "plotly_white",
+        "template": TEMPLATE,
     }
