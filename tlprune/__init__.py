@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
     from tlprune.methods.ensemble import Ensemble as Ensemble
     from tlprune.methods.hap import HAP as HAP
+    from tlprune.methods.heuristic_core import HeuristicCore as HeuristicCore
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
@@ -112,6 +113,8 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
+    from tlprune.studies.collection import Subnetworks as Subnetworks
+    from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -196,6 +199,7 @@ _HOMES = {
     "EdgePruning": "methods.edge_pruning",
     "Ensemble": "methods.ensemble",
     "HAP": "methods.hap",
+    "HeuristicCore": "methods.heuristic_core",
     "HISP": "methods.hisp",
     "InformationFlowRoutes": "methods.information_flow",
     "MultiGranularPruning": "methods.multi_granular",
@@ -227,6 +231,8 @@ _HOMES = {
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",
+    "Subnetworks": "studies.collection",
+    "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",

@@ -1,4 +1,4 @@
-"""The command line: ``discover``, ``evaluate``, ``bench`` and ``finetune``; each takes ``--help``."""
+"""The command line: ``discover``, ``evaluate``, ``bench``, ``finetune``, ``core``, ``mib``; each takes ``--help``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ class Measure:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``tlprune``; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune, "mib": _mib}
+    commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune}
+    commands |= {"mib": _mib, "core": _core}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
-        text = f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune or mib."
+        text = f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune, core or mib."
         print(f"tlprune: error: {text}", file=sys.stderr)
         return 2
     print("Sparse subnetworks of transformers.\n")
@@ -91,6 +92,7 @@ def _usage(words: Sequence[str]) -> int:
     print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
     print("  tlprune bench              compare methods at equal sizes")
     print("  tlprune finetune           make a classifier of a Hugging Face model")
+    print("  tlprune core prune         heads and MLPs that a model needs, over seeds; more: tlprune core --help")
     print("  tlprune mib submit FILES   write a folder for MIB's leaderboard; tlprune mib check FOLDER")
     print("\nEach takes --help.")
     return 0
@@ -195,10 +197,21 @@ def _finetune(words: Sequence[str]) -> None:
 def _mib(words: Sequence[str]) -> None:
     from tlprune.interop.mib_command import ACTIONS
 
+    _act("mib", ACTIONS, words)
+
+
+def _core(words: Sequence[str]) -> None:
+    from tlprune.studies.commands import ACTIONS
+
+    _act("core", ACTIONS, words)
+
+
+def _act(command: str, actions: Mapping[str, tuple[str, type, Callable[[Any], str]]], words: Sequence[str]) -> None:
+    """Do one of a command's actions and print what it says."""
     if not words or words[0] in ("-h", "--help"):
-        return print("\n".join(f"  tlprune mib {name:8} {says}" for name, (says, _, _) in ACTIONS.items()))
-    _, kind, action = choice("command of tlprune mib", words[0], ACTIONS)
-    return print(action(_parse(kind, words[1:], prog=f"tlprune mib {words[0]}")))
+        return print("\n".join(f"  tlprune {command} {name:8} {says}" for name, (says, _, _) in actions.items()))
+    _, kind, action = choice(f"command of tlprune {command}", words[0], actions)
+    return print(action(_parse(kind, words[1:], prog=f"tlprune {command} {words[0]}")))
 
 
 def _parse(command: Any, words: Sequence[str], *, prog: str) -> Any:

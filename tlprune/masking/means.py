@@ -126,13 +126,7 @@ class MeasuredMean:
     def replaced(
         self, backend: Backend, clean: Tokens, corrupt: Tokens | None, wanted: Wanted = FOR_EDGES
     ) -> Activations:
-        own = backend.fingerprint()
-        if own["weights"] != self.origin["model"]["weights"]:
-            raise ValueError(
-                f"These means are of model {self.origin['model']['name']!r} (weights "
-                f"{self.origin['model']['weights']}) but the model is {own['name']!r} (weights {own['weights']}). "
-                "Measure them again: tp.Mean(reference).measure(model)."
-            )
+        self.check_model(backend)
         missing = set(wanted.neurons) - set(self.activations.neurons)
         if missing:
             raise ValueError(
@@ -142,6 +136,16 @@ class MeasuredMean:
         if self.origin["over"] == "examples":
             _check_length("examples", self.activations.embeddings[0].shape[1], clean)
         return self.activations.with_tensors(tensor.to(backend.device) for tensor in self.activations.tensors)
+
+    def check_model(self, backend: Backend) -> None:
+        """Raise a ValueError unless the means are of this model."""
+        own = backend.fingerprint()
+        if own["weights"] != self.origin["model"]["weights"]:
+            raise ValueError(
+                f"These means are of model {self.origin['model']['name']!r} (weights "
+                f"{self.origin['model']['weights']}) but the model is {own['name']!r} (weights {own['weights']}). "
+                "Measure them again: tp.Mean(reference).measure(model)."
+            )
 
     def check_reference(self, reference: Tokens) -> None:
         """Raise a ValueError unless the means are of these prompts."""

@@ -1,0 +1,13 @@
+"""The command ``tlprune core``: one file for each of its actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tlprune.studies.commands.prune import Prune, prune
+
+# By name: what it does, its settings, and the function that does it and says what to print.
+ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
+    "prune": ("find a subnetwork for each sparsity and seed", Prune, prune),
+}

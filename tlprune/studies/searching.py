@@ -1,0 +1,158 @@
+"""Finding a subnetwork for each sparsity and seed, so that a stopped study goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlprune.backends import backend_of
+from tlprune.circuit import Circuit
+from tlprune.masking.ablation import Ablation
+from tlprune.masking.means import Mean, MeasuredMean
+from tlprune.methods.heuristic_core import HeuristicCore
+from tlprune.methods.provenance import plain
+from tlprune.studies.collection import Run, Subnetworks, path_of
+from tlprune.task import Discovery, Task
+
+MEANS = "means.safetensors"
+SEEDS = tuple(range(42, 54))  # of the released subnetworks
+
+
+def subnetworks(
+    model: Any,
+    task: Task | Discovery,
+    method: Any | None = None,
+    *,
+    sparsities: Sequence[float] = (0.5,),
+    seeds: Sequence[int] = SEEDS,
+    ablation: Ablation | None = None,
+    out: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
+    progress: bool = False,
+) -> Subnetworks:
+    """A subnetwork of a model for each sparsity and seed.
+
+    Args:
+        model: a TransformerLens model; left as it was.
+        task: only train and validation examples are used.
+        method: with fields ``sparsity`` and, unless chance has no part in it, ``seed``; by default
+            :class:`~tlprune.HeuristicCore` with the paper's settings.
+        sparsities: fractions to remove.
+        seeds: of the method; one that has none gives one subnetwork for each sparsity.
+        ablation: what replaces what is removed; by default :class:`~tlprune.Mean` over the clean training prompts,
+            measured once.
+        out: a folder for circuits, their training records and the means. Called again with the same settings the search
+            goes on where it stopped: finished circuits are read, a training that was stopped goes on from its
+            checkpoint.
+        tell: is called with a line for each subnetwork.
+        progress: whether to show a progress bar for each search.
+
+    Raises:
+        ValueError: the folder holds subnetworks of another method, task, model or ablation; or as the method raises.
+
+    Source: Bhaskar, Friedman, Chen, "The Heuristic Core" (ACL 2024), section 3.
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("induction")
+        >>> pruning = tp.HeuristicCore(recipe="short", steps=40)
+        >>> found = subnetworks(planted.model, planted.task, pruning, sparsities=[0.8], seeds=[0, 1])
+        >>> found.core().names == planted.circuit.heads
+        True
+    """
+    discovery = task.discovery if isinstance(task, Task) else task
+    method, folder = method or HeuristicCore(), None if out is None else Path(out)
+    chosen = _measured(model, ablation or Mean(discovery.train().clean), folder)
+    runs = list(_runs(method, sparsities, seeds))
+    search = _Search(model, discovery, chosen, folder, progress)
+    found = {}
+    for place, (run, own) in enumerate(runs):
+        found[run] = search.one(run, own)
+        if tell is not None:
+            tell(f"{place + 1} of {len(runs)}: {run}: {found[run]}")
+    return Subnetworks(found)
+
+
+def _runs(method: Any, sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[tuple[Run, Any]]:
+    names = {field.name for field in dataclasses.fields(method)}
+    if "sparsity" not in names or not sparsities or not seeds:
+        raise ValueError(
+            f"Subnetworks need a method with a sparsity, sparsities and seeds, but got {type(method).__name__}, "
+            f"{list(sparsities)} and {list(seeds)}. Give some of each, such as tp.HeuristicCore(), [0.5] and [42, 43]."
+        )
+    sizes = {name: None for name in ("nodes", "edges") if name in names}  # a count would go before the sparsity
+    for sparsity in sparsities:
+        for seed in seeds if "seed" in names else (None,):
+            seeded = {} if seed is None else {"seed": seed}
+            yield Run(sparsity, seed), dataclasses.replace(method, sparsity=sparsity, **sizes, **seeded)
+
+
+def _measured(model: Any, ablation: Ablation, folder: Path | None) -> Ablation:
+    """Means measured once, for all searches and for those who measure the subnetworks later."""
+    if not isinstance(ablation, Mean):
+        return ablation
+    path = None if folder is None else folder / MEANS
+    if path is not None and path.exists():
+        found = MeasuredMean.load(path, reference=ablation.prompts)
+        found.check_model(backend_of(model))
+        return found
+    found = ablation.measure(model)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """What all searches of a study share."""
+
+    model: Any
+    discovery: Discovery
+    ablation: Ablation
+    folder: Path | None
+    progress: bool
+
+    def one(self, run: Run, method: Any) -> Circuit:
+        """The subnetwork of one search: read where it is there, else found and kept."""
+        if self.folder is None:
+            return method.find(self.model, self.discovery, ablation=self.ablation, progress=self.progress)
+        path = path_of(self.folder, run)
+        if path.exists():
+            return self._checked(Circuit.load(path), method, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = {"metrics": path.with_suffix(".jsonl"), "checkpoint": path.with_suffix(".checkpoint")}
+        known = inspect.signature(method.find).parameters
+        files = {name: file for name, file in files.items() if name in known}
+        found = method.find(self.model, self.discovery, ablation=self.ablation, progress=self.progress, **files)
+        found.save(path)
+        files.get("checkpoint", path.with_suffix(".checkpoint")).unlink(missing_ok=True)
+        return found
+
+    def _checked(self, found: Circuit, method: Any, path: Path) -> Circuit:
+        own, known = self._settings(method), found.provenance
+        told = {
+            "method": known.get("method"),
+            "task": known.get("task", {}).get("fingerprint"),
+            "model": known.get("model", {}).get("weights"),
+            "ablation": known.get("ablation"),
+        }
+        differing = [name for name, value in own.items() if told[name] != value]
+        if differing:
+            raise ValueError(
+                f"A study goes on with the same settings only, but {path} is of another {' and '.join(differing)}. "
+                "Give the same, or another folder."
+            )
+        return found
+
+    def _settings(self, method: Any) -> dict[str, Any]:
+        """What decides a subnetwork, as its provenance has it."""
+        return {
+            "method": plain(method),
+            "task": self.discovery.provenance["fingerprint"],
+            "model": backend_of(self.model).fingerprint()["weights"],
+            "ablation": self.ablation.as_dict(),
+        }
