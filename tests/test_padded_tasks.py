@@ -11,6 +11,8 @@ import torch
 from styles import error, fresh, random_mask
 from test_tasks import HE, SHE
 
+from tlprune.learning.fit import steps
+from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Resample, Zero
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
@@ -89,6 +91,26 @@ def test_the_side_changes_where_things_stand_and_nothing_else(tmp_path: Path, te
         assert torch.equal(one.corrupt.ids, other.corrupt.ids)
         assert torch.equal(one.positions, other.positions)
         assert torch.equal(one.answers, other.answers)
+
+
+def test_examples_of_about_one_length_share_a_sample_of_the_mask(tmp_path: Path, testbed: Any) -> None:
+    """So that parts of a batch are cut to their own longest prompt."""
+    model = fresh("llama", torch.float64, d_vocab=len(testbed), n_ctx=32)
+    masked, widths = Masked(model, Masks(edges(model)), Zero()), []
+    run = masked._run
+
+    def watched(tokens: Tokens, *rest: Any, **options: Any) -> Any:
+        widths.append(tokens.ids.shape[1])
+        return run(tokens, *rest, **options)
+
+    task = pairs_task(testbed, "right", tmp_path)
+    records = steps(masked, task.discovery, steps=4, batch_size=3, optimiser=Optimiser(samples=3))
+    next(records)  # the self-test runs the model too
+    masked._run = watched  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(2):
+        widths.clear()
+        next(records)
+        assert widths == sorted(task.discovery.train().clean.lengths.tolist())
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -104,7 +104,8 @@ class Training:
 
     def _descend(self, weight: float, objective: Objective, batch: Batch, number: int) -> float:
         """Add the gradients of one term, and its share of the budgets'; return the term's value."""
-        parts = batch.split(math.ceil(len(batch) / self.plan.optimiser.samples))
+        order = torch.argsort(batch.clean.lengths, stable=True)  # so that little of each part is padding
+        parts = batch.rows(order).split(math.ceil(len(batch) / self.plan.optimiser.samples))
         return sum(self._backward(weight, objective, part, len(part) / len(batch), number) for part in parts)
 
     def _backward(self, weight: float, objective: Objective, part: Batch, share: float, number: int) -> float:
