@@ -114,6 +114,8 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.studies.collection import Subnetworks as Subnetworks
+    from tlprune.studies.predictions import Predictions as Predictions
+    from tlprune.studies.predictions import predict as predict
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -232,6 +234,8 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "Subnetworks": "studies.collection",
+    "Predictions": "studies.predictions",
+    "predict": "studies.predictions",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",
