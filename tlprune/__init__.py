@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.studies.collection import Subnetworks as Subnetworks
+    from tlprune.studies.core import core as core
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -232,6 +233,7 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "Subnetworks": "studies.collection",
+    "core": "studies.core",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",
