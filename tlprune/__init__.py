@@ -115,6 +115,8 @@ if TYPE_CHECKING:
     from tlprune.sites import Sites as Sites
     from tlprune.studies.collection import Subnetworks as Subnetworks
     from tlprune.studies.core import core as core
+    from tlprune.studies.predictions import Predictions as Predictions
+    from tlprune.studies.predictions import predict as predict
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -234,6 +236,8 @@ _HOMES = {
     "sealed": "sealing",
     "Subnetworks": "studies.collection",
     "core": "studies.core",
+    "Predictions": "studies.predictions",
+    "predict": "studies.predictions",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",

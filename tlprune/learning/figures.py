@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tlprune.learning.objectives import Logits, accepted_nats, divergence, exact, logit_difference
@@ -54,7 +54,7 @@ def figures(logits: Logits, batch: Batch, reference: Logits) -> dict[str, Float[
     there = answered(batch)
     filled = dataclasses.replace(batch, answers=batch.answers.clamp(min=0), foils=batch.foils.clamp(min=0))
     means = {
-        "correct": _correct(logits, filled),
+        "correct": right(logits.argmax(-1), filled).to(exact(logits)),
         "agrees": (logits.argmax(-1) == reference.argmax(-1)).to(exact(logits)),
         "kl": divergence(logits, reference),
         "rank": answer_rank(exact(logits), filled),
@@ -92,11 +92,11 @@ def targets_of(batch: Batch) -> Float[Tensor, "example"]:
     return batch.targets
 
 
-def _correct(logits: Logits, batch: Batch) -> PerAnswer:
-    best = logits.argmax(-1)
+def right(predicted: Int[Tensor, "example answer"], batch: Batch) -> Bool[Tensor, "example answer"]:
+    """Which of the predicted tokens or classes are the answer, or one of those that are accepted."""
     if batch.accepted is None:
-        return (best == batch.answers).to(exact(logits))
-    return batch.accepted.to(logits.device).gather(-1, best).to(exact(logits))
+        return predicted == batch.answers
+    return batch.accepted.to(predicted.device).gather(-1, predicted)
 
 
 def _nats(logits: Logits, batch: Batch) -> PerAnswer:
