@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.studies.collection import Subnetworks as Subnetworks
+    from tlprune.studies.core import core as core
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
     from tlprune.studies.searching import subnetworks as subnetworks
@@ -234,6 +235,7 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "Subnetworks": "studies.collection",
+    "core": "studies.core",
     "Predictions": "studies.predictions",
     "predict": "studies.predictions",
     "subnetworks": "studies.searching",

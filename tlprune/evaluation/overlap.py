@@ -87,6 +87,7 @@ def overlap(
     return Overlap(iou, expected, shared, (len(first), len(second), len(first.kept)))
 
 
+@lru_cache(maxsize=256)  # subnetworks of a study have few sizes
 def _uniform(first: int, second: int, total: int) -> float:
     from scipy.stats import hypergeom
 

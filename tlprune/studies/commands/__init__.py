@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tlprune.studies.commands.heads import Heads, heads
 from tlprune.studies.commands.prune import Prune, prune
 
 # By name: what it does, its settings, and the function that does it and says what to print.
 ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
     "prune": ("find a subnetwork for each sparsity and seed", Prune, prune),
+    "heads": ("which heads and MLPs the subnetworks share, beside chance", Heads, heads),
 }
