@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     from tlprune.sites import Sites as Sites
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.collection import Subnetworks as Subnetworks
+    from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -236,6 +237,7 @@ _HOMES = {
     "sealed": "sealing",
     "one_at_a_time": "studies.ablating",
     "Subnetworks": "studies.collection",
+    "forcing": "studies.forcing",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",
