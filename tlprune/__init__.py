@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from tlprune.models.shrinking import shrink as shrink
     from tlprune.models.shrunk_files import load_shrunk as load_shrunk
     from tlprune.models.taught import taught as taught
+    from tlprune.named import forced as forced
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
@@ -113,10 +114,12 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
+    from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.collection import Subnetworks as Subnetworks
     from tlprune.studies.core import core as core
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
+    from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
@@ -221,6 +224,7 @@ _HOMES = {
     "shrink": "models.shrinking",
     "load_shrunk": "models.shrunk_files",
     "taught": "models.taught",
+    "forced": "named",
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Consistent": "selection.consistent",
@@ -234,10 +238,12 @@ _HOMES = {
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",
+    "one_at_a_time": "studies.ablating",
     "Subnetworks": "studies.collection",
     "core": "studies.core",
     "Predictions": "studies.predictions",
     "predict": "studies.predictions",
+    "forcing": "studies.forcing",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",
