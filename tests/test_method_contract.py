@@ -34,7 +34,7 @@ class Row:
         kind: the sites that it keeps, and the field that says how many; ``"mixed"`` of several kinds.
         size: how many the quick settings keep; ``None`` where the size is a consequence of other settings.
         total: how many there are in a planted model.
-        sees: whether the model makes a difference.
+        runs: whether it runs the model.
         replaces: whether what replaces an ablated site makes a difference.
         bad: options that the method refuses when it is built, and what it says of each.
         records: how many records the quick settings write to the metrics file.
@@ -46,7 +46,7 @@ class Row:
     kind: Literal["edges", "nodes", "mixed"] = "edges"
     size: int | None = 20
     total: int = 110
-    sees: bool = True
+    runs: bool = True
     replaces: bool = True
     bad: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
     records: int = 0
@@ -173,7 +173,29 @@ ROWS = {
         exact=None,
         quick=tp.Random(edges=20),
         random=True,
-        sees=False,
+        runs=False,
+        replaces=False,
+        bad={"percent": ({"sparsity": 95}, "give 0.95")},
+    ),
+    "random-nodes": Row(
+        exact=None,
+        quick=tp.RandomNodes(nodes=4),
+        random=True,
+        kind="nodes",
+        size=4,
+        total=10,
+        runs=False,
+        replaces=False,
+        bad={"percent": ({"sparsity": 95}, "give 0.95")},
+    ),
+    "magnitude": Row(
+        exact=None,
+        quick=tp.WeightMagnitude(nodes=4),
+        random=False,
+        kind="nodes",
+        size=4,
+        total=10,
+        runs=False,
         replaces=False,
         bad={"percent": ({"sparsity": 95}, "give 0.95")},
     ),
@@ -363,7 +385,7 @@ def test_the_model_is_left_untouched(name: str) -> None:
 
 @each_method
 def test_a_failure_half_way_leaves_the_model_untouched(name: str) -> None:
-    if not ROWS[name].sees:
+    if not ROWS[name].runs:
         pytest.skip(f"{name} runs no model")
     model, runs, last = grouped(torch.float32), [], []
 

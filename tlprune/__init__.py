@@ -84,11 +84,13 @@ if TYPE_CHECKING:
     from tlprune.methods.heuristic_core import HeuristicCore as HeuristicCore
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
+    from tlprune.methods.magnitude import WeightMagnitude as WeightMagnitude
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
+    from tlprune.methods.random import RandomNodes as RandomNodes
     from tlprune.methods.relp import RelP as RelP
     from tlprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
     from tlprune.methods.uniform_gradient_sampling import UGS as UGS
@@ -208,11 +210,13 @@ _HOMES = {
     "HeuristicCore": "methods.heuristic_core",
     "HISP": "methods.hisp",
     "InformationFlowRoutes": "methods.information_flow",
+    "WeightMagnitude": "methods.magnitude",
     "MultiGranularPruning": "methods.multi_granular",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
     "method_from": "methods.provenance",
     "Random": "methods.random",
+    "RandomNodes": "methods.random",
     "RelP": "methods.relp",
     "SubnetworkProbing": "methods.subnetwork_probing",
     "UGS": "methods.uniform_gradient_sampling",

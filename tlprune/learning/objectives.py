@@ -204,7 +204,7 @@ class LogitDifference(_Addressed):
         if bool((batch.foils < 0).any()):
             raise ValueError(
                 "A logit difference needs a foil for each answer but some examples have none, as among three classes. "
-                "Use KL or CrossEntropy."
+                "Give objective=tp.CrossEntropy(), or tp.KL() to what need not have a gradient at the full model."
             )
         return -logit_difference(logits, batch).mean()
 

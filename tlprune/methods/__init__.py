@@ -12,9 +12,10 @@ from tlprune.methods.hap import HAP
 from tlprune.methods.heuristic_core import HeuristicCore
 from tlprune.methods.hisp import HISP
 from tlprune.methods.information_flow import InformationFlowRoutes
+from tlprune.methods.magnitude import WeightMagnitude
 from tlprune.methods.multi_granular import MultiGranularPruning
 from tlprune.methods.patching import EdgePatching, NodePatching
-from tlprune.methods.random import Random
+from tlprune.methods.random import Random, RandomNodes
 from tlprune.methods.relp import RelP
 from tlprune.methods.subnetwork_probing import SubnetworkProbing
 from tlprune.methods.uniform_gradient_sampling import UGS
@@ -33,7 +34,9 @@ METHODS = {
     "atp": AtP,
     "hisp": HISP,
     "information-flow-routes": InformationFlowRoutes,
+    "magnitude": WeightMagnitude,
     "random": Random,
+    "random-nodes": RandomNodes,
     "relp": RelP,
     "subnetwork-probing": SubnetworkProbing,
     "ugs": UGS,

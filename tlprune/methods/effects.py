@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from tlprune.masking.cache import RunCache, predictions
 from tlprune.masking.installing import refuse_installed
 from tlprune.masking.masked import Masked
 from tlprune.masking.nodes import node_edits
+from tlprune.sites import Sites
 from tlprune.task import Batch
 
 
@@ -169,6 +171,17 @@ def layer_of(node: str) -> int | None:
         (10, 2, None)
     """
     return int(node[1:].partition(".")[0]) if node[1:2].isdigit() else None
+
+
+def over_layer_norms(values: Float[Tensor, "site"], sites: Sites) -> Float[Tensor, "site"]:
+    """Each layer's values over their Euclidean norm; 0 in a layer of zeros."""
+    places: dict[int | None, list[int]] = defaultdict(list)
+    for place in range(len(sites)):
+        places[layer_of(sites.name(place))].append(place)
+    result = torch.zeros_like(values)
+    for own in places.values():
+        result[own] = torch.nn.functional.normalize(values[own], dim=0, eps=torch.finfo(values.dtype).tiny)
+    return result
 
 
 def bar(parts: Sequence[Any], progress: bool) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from tlprune.learning.objectives import LogitDifference
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
-from tlprune.methods.effects import check_batch_size, check_objective, check_slope, layer_of, slopes
+from tlprune.methods.effects import check_batch_size, check_objective, check_slope, over_layer_norms, slopes
 from tlprune.methods.scoring import NodeScoring
 from tlprune.sites import Sites
 from tlprune.task import Discovery
@@ -76,15 +75,4 @@ class HISP(NodeScoring):
         kept = torch.ones(1, len(sites))
         shares = slopes(masked, kept, examples, self.objective, batch_size=self.batch_size, progress=progress)
         sizes = shares.abs().sum(0)
-        return sizes if self.normalise == "none" else _over_norms(sizes, sites)
-
-
-def _over_norms(values: Float[Tensor, "site"], sites: Sites) -> Float[Tensor, "site"]:
-    """Each layer's values over their Euclidean norm; 0 in a layer of zeros."""
-    places: dict[int | None, list[int]] = defaultdict(list)
-    for place in range(len(sites)):
-        places[layer_of(sites.name(place))].append(place)
-    result = torch.zeros_like(values)
-    for own in places.values():
-        result[own] = torch.nn.functional.normalize(values[own], dim=0, eps=torch.finfo(values.dtype).tiny)
-    return result
+        return sizes if self.normalise == "none" else over_layer_norms(sizes, sites)

@@ -1,4 +1,4 @@
-"""Random scores and random connected circuits: what every method has to beat."""
+"""Edges and nodes by chance: what every method has to beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tlprune.masking.ablation import Ablation
-from tlprune.methods.scoring import EdgeScoring
+from tlprune.methods.scoring import EdgeScoring, NodeScoring
 from tlprune.random_circuits import connected_order
 from tlprune.sites import Sites
 from tlprune.task import Discovery
@@ -49,11 +49,50 @@ class Random(EdgeScoring):
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
     ) -> Float[Tensor, "site"]:
-        values = torch.empty(len(sites))
-        values[self._order(sites)] = torch.arange(len(sites), 0, -1, dtype=values.dtype)
-        return values
+        return _falling(self._order(sites))
 
     def _order(self, sites: Sites) -> Int[Tensor, "site"]:
         if self.shape == "connected":
             return connected_order(sites.graph, seed=self.seed)
-        return torch.randperm(len(sites), generator=torch.Generator().manual_seed(self.seed))
+        return _shuffled(len(sites), self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomNodes(NodeScoring):
+    """Heads and MLPs by chance alone, each as likely as another; the model and the examples are not looked at.
+
+    Of one seed, what a higher sparsity keeps is part of what a lower one keeps.
+
+    Attributes:
+        sparsity: fraction of the nodes to remove, in (0, 1).
+        nodes: how many to keep; instead of ``sparsity``.
+        selection: which circuit of this size is taken.
+        pattern: names of the writers to choose among, as of :func:`~tlprune.nodes`; by default all heads and MLPs.
+        seed: of the choices.
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("copy")
+        >>> few, more = (RandomNodes(nodes=count).find(planted.model, planted.task) for count in (2, 5))
+        >>> len(few), set(few.names) < set(more.names)
+        (2, True)
+    """
+
+    pattern: str = "a*|m*"
+    seed: int = 0
+
+    def values(
+        self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> Float[Tensor, "site"]:
+        return _falling(_shuffled(len(sites), self.seed))
+
+
+def _falling(order: Int[Tensor, "site"]) -> Float[Tensor, "site"]:
+    """Scores that rank sites in this order, from their number down to 1."""
+    values = torch.empty(len(order))
+    values[order] = torch.arange(len(order), 0, -1, dtype=values.dtype)
+    return values
+
+
+def _shuffled(count: int, seed: int) -> Int[Tensor, "site"]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
