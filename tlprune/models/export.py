@@ -55,22 +55,22 @@ def to_huggingface(model: Any, *, config: Any | None = None) -> Any:
     """
     lens = model.model if isinstance(model, Masked) else model
     backend = backend_of(lens)
-    config, write = _way_back(lens, backend, config)
+    config, write = way_back(lens, backend, config)
     parameters = folded_parameters(model) if isinstance(model, Masked) else backend.parameters()
-    exported = _written(config, lambda new: write(new, parameters), backend.dtype)
+    exported = written(config, lambda new: write(new, parameters), backend.dtype)
     return exported.to(device=backend.device).eval()
 
 
-def _way_back(model: Any, backend: Backend, config: Any | None) -> tuple[Any, Write]:
+def way_back(model: Any, backend: Backend, config: Any | None) -> tuple[Any, Write]:
     """The configuration to build from, and what writes parameters into the model that is built."""
     wrapped = wrapped_model(model)
     if config is None and wrapped is not None:
         return remembered_config(wrapped), lambda new, parameters: write_bridge(new, backend, parameters)
-    found = configuration_of(model, config)
+    found = _configuration_of(model, config)
     return found, CONVERTERS[found.architectures[0]].restore
 
 
-def configuration_of(model: Any, config: Any | None) -> Any:
+def _configuration_of(model: Any, config: Any | None) -> Any:
     """A copy of the configuration to build from."""
     if isinstance(config, (str, Path)):
         from transformers import AutoConfig
@@ -96,13 +96,8 @@ def _with_class(config: Any, usual: str | None) -> Any:
     return config
 
 
-def built(config: Any, parameters: Mapping[str, Tensor]) -> Any:
-    """A model of the configured class with these parameters; embeddings are tied if they were and still agree."""
-    restore = CONVERTERS[config.architectures[0]].restore
-    return _written(config, lambda new: restore(new, parameters), next(iter(parameters.values())).dtype)
-
-
-def _written(config: Any, write: Callable[[Any], None], dtype: torch.dtype) -> Any:
+def written(config: Any, write: Callable[[Any], None], dtype: torch.dtype) -> Any:
+    """A model of the configured class, filled by ``write``; embeddings are tied if they were and still agree."""
     was_tied, config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False), False
     model = _filled(config, write, dtype)
     if was_tied and _ties_agree(model):

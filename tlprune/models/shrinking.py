@@ -13,7 +13,7 @@ from tlprune.backends import backend_of
 from tlprune.masking.folding import folded_parameters
 from tlprune.masking.masked import Masked
 from tlprune.models.checkpoints import unfilled
-from tlprune.models.export import built, configuration_of
+from tlprune.models.export import Write, way_back, written
 from tlprune.models.modeling_shrunk import FAMILIES, Layer, Whole, cut, layers_of, shrunk_class
 from tlprune.models.shrunk_files import BIASES
 
@@ -38,7 +38,8 @@ def shrink(model: Any, *, config: Any | None = None) -> Any:
 
     Args:
         model: a :class:`~tlprune.Masked` whose hard circuit is built in, over heads, MLPs, layers, nodes, neurons or
-            weights, under Zero, a Mean over positions, or learned constants; or a TransformerLens model.
+            weights, under Zero, a Mean over positions, or learned constants; or a TransformerLens model, a
+            TransformerBridge included.
         config: as for :func:`~tlprune.to_huggingface`.
 
     Raises:
@@ -63,7 +64,8 @@ def shrink(model: Any, *, config: Any | None = None) -> Any:
     lens = model.model if isinstance(model, Masked) else model
     backend = backend_of(lens)
     parameters = folded_parameters(model) if isinstance(model, Masked) else backend.parameters()
-    whole, added = _with_biases(_supported(configuration_of(lens, config)), parameters)
+    config, write = way_back(lens, backend, config)
+    whole, added = _with_biases(_supported(config), parameters, write)
     shape = Whole.of(whole.config)
     sizes = tuple(_size(parameters, layer, tuple(parts), shape) for layer, parts in enumerate(added))
     cut(whole, sizes)
@@ -79,12 +81,13 @@ def _supported(config: Any) -> Any:
     )
 
 
-def _with_biases(config: Any, parameters: Mapping[str, Tensor]) -> tuple[Any, list[list[str]]]:
+def _with_biases(config: Any, parameters: Mapping[str, Tensor], write: Write) -> tuple[Any, list[list[str]]]:
     """A whole model, and the parts of each layer that were given an output bias which their class does not have."""
     places = [
         (layer, part, name.format(layer)) for layer in range(config.num_hidden_layers) for part, name in BIASES.items()
     ]
-    whole = built(config, {**parameters, **{name: torch.zeros_like(parameters[name]) for *_, name in places}})
+    without = {**parameters, **{name: torch.zeros_like(parameters[name]) for *_, name in places}}
+    whole = written(config, lambda new: write(new, without), next(iter(parameters.values())).dtype)
     outer = FAMILIES[whole.config.model_type].outer
     outputs = [layer.get_submodule(matrix.path) for layer in layers_of(whole) for matrix in outer]
     added: list[list[str]] = [[] for _ in range(config.num_hidden_layers)]
