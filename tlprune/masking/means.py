@@ -81,22 +81,27 @@ class Mean:
         return self.means(backend, wanted)
 
     def means(self, backend: Backend, wanted: Wanted) -> Activations:
-        """Averages over the reference prompts, a batch at a time."""
-        totals: list[Tensor] = []
+        """Averages over the reference prompts: one batch's activations are held at a time, and sums."""
+        totals: Activations | None = None
         for rows in torch.argsort(self.prompts.lengths, stable=True).split(self.batch_size):
             tokens = self.prompts.rows(rows).trimmed().to(backend.device)
-            seen = backend.observe(tokens, wanted)
-            sums = [self._sum(value, tokens) for value in seen.tensors]
-            totals = [old + new for old, new in zip(totals or [torch.zeros(())] * len(sums), sums, strict=True)]
-        return seen.with_tensors((total / self._count()).to(backend.dtype) for total in totals)
+            sums = self._sums(backend.observe(tokens, wanted), tokens)
+            totals = sums if totals is None else totals.with_tensors(map(torch.add, totals.tensors, sums.tensors))
+        if totals is None:
+            raise ValueError("A mean needs reference prompts but got none. Give at least one.")
+        return totals.map(lambda total: (total / self._count()).to(backend.dtype))
+
+    def _sums(self, seen: Activations, tokens: Tokens) -> Activations:
+        return seen.map(lambda value: self._sum(value, tokens))
 
     def _sum(self, value: Tensor, tokens: Tokens) -> Tensor:
         value = value.to(torch.promote_types(value.dtype, torch.float32))
         if self.over == "examples":
             return value.sum(0, keepdim=True)
         if tokens.attention_mask is not None:
-            real = tokens.attention_mask.to(value)
-            value = value * real.reshape(*real.shape, *(1,) * (value.dim() - 2))
+            padding = tokens.attention_mask == 0
+            # Not a product: some models compute numbers that are not finite where there is nothing to attend to.
+            value = value.masked_fill(padding.reshape(*padding.shape, *(1,) * (value.dim() - 2)), 0)
         return value.sum((0, 1), keepdim=True)
 
     def _count(self) -> int:
@@ -190,10 +195,12 @@ class MeasuredMean:
 
 
 def fingerprint(tokens: Tokens) -> str:
-    """A hash of every token, and of what is padding."""
+    """A hash of every token, of what is padding, and of the sentence that each token is of."""
     digest = hashlib.sha256(str(tuple(tokens.ids.shape)).encode() + tokens.ids.cpu().numpy().tobytes())
     if tokens.attention_mask is not None:
         digest.update(tokens.attention_mask.cpu().numpy().tobytes())
+    if tokens.token_types is not None:
+        digest.update(b"token types" + tokens.token_types.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
