@@ -119,9 +119,9 @@ if TYPE_CHECKING:
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.collection import Subnetworks as Subnetworks
     from tlprune.studies.core import core as core
+    from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
-    from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
