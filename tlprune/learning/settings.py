@@ -33,6 +33,7 @@ def settings_of(training: Training, discovery: Discovery) -> dict[str, Any]:
         "ablation": masked.ablation.as_dict(),
         "start": masks.start,
         "among": None if masks.among is None else masks.among.kept,
+        "always": None if masks.always is None else masks.always.kept,
     }
     # Through JSON, so that it compares equal to what was read from a file.
     return json.loads(json.dumps({name: described(value, steps) for name, value in about.items()}))

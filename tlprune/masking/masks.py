@@ -26,9 +26,12 @@ class Masks(nn.Module):
         start: first ``log_alpha`` of each site; by default the gate's own, the same for all.
         among: a circuit of the same sites. All others are closed for good: their ``log_alpha`` is minus infinity,
             budgets do not count them, and no circuit of these masks has them.
+        always: a circuit of sites that are open for good: their ``log_alpha`` is infinity, budgets count them as kept,
+            and every circuit of these masks has them.
 
     Raises:
-        ValueError: ``start`` or ``among`` is of other sites, or ``among`` keeps nothing.
+        ValueError: ``start``, ``among`` or ``always`` is of other sites, ``among`` keeps nothing, or a site is in
+            ``always`` and not in ``among``.
 
     Attributes:
         log_alpha: the gate's location for every site, ``(site,)``; higher is more likely kept.
@@ -50,14 +53,18 @@ class Masks(nn.Module):
         *,
         start: Float[Tensor, "site"] | None = None,
         among: Circuit | None = None,
+        always: Circuit | None = None,
     ) -> None:
         super().__init__()
-        self.sites, self.start, self.among = sites, start, among
+        self.sites, self.start, self.among, self.always = sites, start, among, always
         self.gate: Gate = gate or HardConcrete()
         _check_same_sites(sites, start, among)
+        _check_always(sites, among, always)
         values = torch.full((len(sites),), float(self.gate.initial)) if start is None else start.float().cpu().clone()
         if among is not None:
             values[~among.kept] = -torch.inf
+        if always is not None:
+            values[always.kept] = torch.inf
         self.log_alpha = nn.Parameter(values)
 
     def part(self, kind: str | None = None) -> slice | Int[Tensor, "open"]:
@@ -90,11 +97,15 @@ class Masks(nn.Module):
     def scores(self, provenance: Mapping[str, Any] | None = None) -> Scores:
         """The sites ranked by how likely they are kept; their score is ``log_alpha``.
 
-        Sites that no circuit may have come last, one below the lowest of the others.
+        Sites that no circuit may have come last, one below the lowest of the others; those that every circuit has come
+        first, one above the highest.
         """
         values = self.log_alpha.detach().cpu().clone()
+        learned = values[values.isfinite()] if bool(values.isfinite().any()) else torch.zeros(1)
         if self.among is not None:
-            values[~self.among.kept] = values[self.part()].min() - 1
+            values[~self.among.kept] = learned.min() - 1
+        if self.always is not None:
+            values[self.always.kept] = learned.max() + 1
         return Scores(self.sites, values, provenance or {})
 
     def circuit(
@@ -117,7 +128,7 @@ class Masks(nn.Module):
 
         Raises:
             ValueError: more than one of the three ways is used, a number is out of range, or it is more than may be
-                kept.
+                kept or fewer than always are.
         """
         counts = {kind: count for kind, count in counts.items() if count is not None}
         if sum((sparsity is not None, threshold is not None, bool(counts))) > 1:
@@ -140,6 +151,11 @@ class Masks(nn.Module):
                 f"These masks may keep {most:,} {kind}, those of the circuit that they are among, but {count:,} were "
                 "asked for. Ask for fewer, or start from a larger circuit."
             )
+        if self.always is not None and count < (least := self.always.count(kind)):
+            raise ValueError(
+                f"These masks always keep {least:,} {kind} but {count:,} were asked for. Ask for more, or let more of "
+                "them go."
+            )
         return self.scores().of(kind).top(count)
 
 
@@ -150,6 +166,16 @@ def _check_same_sites(sites: Sites, start: Tensor | None, among: Circuit | None)
         raise ValueError(
             f"Masks over {sites} can be among the sites of a circuit of the same sites that keeps some, but this one "
             f"is {among!r}. Find it with the same model, selection and convention."
+        )
+
+
+def _check_always(sites: Sites, among: Circuit | None, always: Circuit | None) -> None:
+    if always is None:
+        return
+    if always.sites != sites or (among is not None and bool((always.kept & ~among.kept).any())):
+        raise ValueError(
+            f"Masks over {sites} can always keep sites of a circuit of the same sites, and only such as may be kept, "
+            f"but this one is {always!r}. Take it from among those that are open."
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
 from tlprune.learning.objectives import KL
 from tlprune.masking.ablation import Ablation
@@ -18,6 +19,7 @@ from tlprune.methods.edge_pruning import RECIPES
 from tlprune.methods.mask_training import MaskTraining
 from tlprune.methods.recipe import Recipe
 from tlprune.methods.scoring import check_sparsity, size
+from tlprune.named import check_apart, chosen
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 
@@ -41,6 +43,8 @@ class HeuristicCore(MaskTraining):
         sparsity: fraction of the heads and MLPs to remove, in (0, 1).
         nodes: how many to keep; instead of ``sparsity``.
         pattern: names of what may go, such as ``"a*"`` for heads alone; all else is kept and not counted.
+        include: names of what of this must stay, such as ``"a0.h3|m*"``; it counts as kept.
+        exclude: names of what of this must go; it counts as removed.
         recipe: ``"paper"``: gates start at ``N(10, 0.01)``, the sampled sparsity follows a straight line to its target,
             ``6500 + 50 S`` steps for ``S`` percent and ``6 S`` more, as released, on a model of 156 heads and MLPs;
             ``"short"``: gates start at 2, and the logarithm of the expected density follows a straight line (300
@@ -53,7 +57,8 @@ class HeuristicCore(MaskTraining):
         seed: of mask samples, first gates and example order; the released subnetworks have 42 to 53.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range; or in :meth:`find`, a name matches nothing or is for both, or more is
+            included than is to be kept or excluded than is to be removed.
 
     Source: Bhaskar, Friedman, Chen, "The Heuristic Core: Understanding Subnetwork Generalization in Pretrained Language
     Models" (ACL 2024), section 3. Its code trains gates and multipliers with AdamW at 0.1 and 1, a decay of 0.01 and
@@ -70,6 +75,8 @@ class HeuristicCore(MaskTraining):
     sparsity: float = 0.5
     nodes: int | None = None
     pattern: str = "a*|m*"
+    include: str | None = None
+    exclude: str | None = None
     recipe: Literal["paper", "short"] = "paper"
     steps: int | None = None
     batch_size: int = 128
@@ -90,7 +97,15 @@ class HeuristicCore(MaskTraining):
         return node_sites(model, self.pattern)
 
     def keep(self, sites: Sites) -> dict[str, int]:
-        return {"nodes": size(self.nodes, self.sparsity, sites)}
+        count = size(self.nodes, self.sparsity, sites)
+        always, among = self._always(sites), self._among(sites)
+        least, most = 0 if always is None else len(always), len(sites) if among is None else len(among)
+        if not least <= count <= most:
+            raise ValueError(
+                f"Of {sites} {least:,} are included and {len(sites) - most:,} excluded, so {least:,} to {most:,} can "
+                f"be kept, but {count:,} were asked for. Name fewer, or choose another size."
+            )
+        return {"nodes": count}
 
     def ablation(self, discovery: Discovery, given: Ablation | None) -> Ablation:
         """The given one, by default the mean over the clean training prompts."""
@@ -98,17 +113,30 @@ class HeuristicCore(MaskTraining):
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
         gate = HardConcrete(initial=self._recipe(self.sparsity).initial)
-        if self.recipe == "short":
-            return Masks(sites, gate)
-        noise = torch.randn(len(sites), generator=torch.Generator().manual_seed(self.seed))
-        return Masks(sites, gate, start=gate.initial + 0.01 * noise)
+        start = None
+        if self.recipe == "paper":
+            noise = torch.randn(len(sites), generator=torch.Generator().manual_seed(self.seed))
+            start = gate.initial + 0.01 * noise
+        return Masks(sites, gate, start=start, among=self._among(sites), always=self._always(sites))
+
+    def _among(self, sites: Sites) -> Circuit | None:
+        """What may be kept; ``None`` for all."""
+        return None if self.exclude is None else Circuit(sites, ~chosen(sites, self.exclude))
+
+    def _always(self, sites: Sites) -> Circuit | None:
+        """What must be kept."""
+        if self.include is None:
+            return None
+        keep = chosen(sites, self.include)
+        check_apart(sites, keep, chosen(sites, self.exclude or ()))
+        return Circuit(sites, keep)
 
     def plan(self, masks: Masks) -> dict[str, Any]:
         count, total = self.keep(masks.sites)["nodes"], len(masks.sites)
         recipe = self._recipe(1 - count / total)
         return {
             "objective": KL(),
-            "budget": recipe.budget(count, total, recipe.steps),
+            "budget": recipe.budget(count, len(masks.log_alpha[masks.part()]), recipe.steps),
             "steps": recipe.steps,
             "batch_size": self.batch_size,
             "optimiser": recipe.optimiser(recipe.steps),
