@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tlprune.studies.commands.heads import Heads, heads
 from tlprune.studies.commands.ablate import Ablate, ablate
+from tlprune.studies.commands.heads import Heads, heads
 from tlprune.studies.commands.prune import Prune, prune
 
 # By name: what it does, its settings, and the function that does it and says what to print.
