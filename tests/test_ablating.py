@@ -82,9 +82,9 @@ def test_it_is_said_and_shown(found: OneAtATime) -> None:
     assert "zero ablation" in str(found)
     figure = found.plot()
     (chart,) = figure.data
-    assert [*chart.x] == ["h0", "h1", "MLP"]
-    assert [[*row] for row in chart.z] == [[0, pytest.approx(-0.6), 0], [0, 0, 0]]
-    assert [[*row] for row in chart.text] == [["-", "-*", "-"], ["-", "-", "-"]]
+    assert [*chart.x] == ["0", "1", " ", "MLP"]
+    assert [[*row] for row in chart.z] == [[0, pytest.approx(-0.6), None, 0], [0, 0, None, 0]]
+    assert [[*row] for row in chart.text] == [["-", "-*", "", "-"], ["-", "-", "", "-"]]
     assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax == pytest.approx(-0.6)
 
 
