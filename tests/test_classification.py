@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -159,6 +160,13 @@ def test_draws_are_seeded_and_nested() -> None:
     )
 
 
+def test_test_examples_are_drawn_evenly_over_subcases() -> None:
+    data = dataclasses.replace(sentences(60), subcases=("rare",) * 4 + ("common",) * 36 + ("other",) * 20)
+    few, many = (Counter(draws(sentences(20, seed=1), data, test_count=count)["test"].subcases) for count in (9, 30))
+    assert few == {"rare": 3, "common": 3, "other": 3}
+    assert many == {"rare": 4, "common": 13, "other": 13}
+
+
 @pytest.mark.parametrize("changes", [{"train_count": 36}, {"validation_count": 0}, {"test_count": 6}])
 def test_more_examples_than_there_are_is_an_error(changes: dict[str, int]) -> None:
     data = sentences(45)
@@ -279,6 +287,8 @@ def test_published_data_as_tasks(data_dir: Path, bert: Any, name: str) -> None:
     assert bool(types.any()) == (name not in ("sst2", "cola"))
     assert len(task.label_names) == (0 if name != "hans" else len({*task.label_names}))
     assert (task.test.accepted is not None) == (name == "hans")
+    if task.test.labels is not None:
+        assert task.test.labels.bincount().tolist() == [2] * 30
 
 
 def test_all_of_hans_may_be_the_test(data_dir: Path, bert: Any) -> None:

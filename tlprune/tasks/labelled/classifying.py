@@ -59,7 +59,7 @@ def classification(  # noqa: PLR0913
         test: the part for the test; where it is the same as ``train`` all three splits are drawn from it.
         train_count: training examples; ``None`` for all that are left.
         validation_count: validation examples.
-        test_count: test examples; ``None`` for all.
+        test_count: test examples, of each sub-case as many, as far as there are as many; ``None`` for all.
         classes: names of the model's outputs in their order, if they are not those of the data.
         merge: for outputs that are no class of the data the class that they count as.
         max_length: tokens per prompt; longer ones are cut.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
@@ -27,7 +28,8 @@ def divided(
         test: examples for the test.
         train_count: examples for training; ``None`` for all that are left.
         validation_count: examples for validation.
-        test_count: examples for the test; ``None`` for all of ``test``, or all that are left of ``train``.
+        test_count: examples for the test, of each sub-case as many, as far as there are as many; ``None`` for all of
+            ``test``, or all that are left of ``train``.
         seed: of the draws.
 
     Raises:
@@ -42,8 +44,26 @@ def divided(
     validation, rest = _cut(order, validation_count, "validation", train.name)
     chosen, rest = _cut(rest, train_count, "training", train.name)
     own, rows = (train, rest) if test is None else (test, Random(seed).sample(range(len(test)), len(test)))
-    tested, _ = _cut(rows, test_count, "test", train.name)
+    tested, _ = _cut(in_turn(rows, own.subcases), test_count, "test", train.name)
     return {"train": train.rows(chosen), "validation": train.rows(validation), "test": own.rows(sorted(tested))}
+
+
+def in_turn(rows: list[int], kinds: Sequence[str] | None) -> list[int]:
+    """The first row of each kind, then the second of each, and so on; the order within a kind stays.
+
+    Example:
+        >>> in_turn([4, 0, 3, 1, 2], "aabbb")
+        [4, 0, 3, 1, 2]
+        >>> in_turn([0, 1, 2, 3, 4], "aabbb")
+        [0, 2, 1, 3, 4]
+    """
+    if kinds is None:
+        return rows
+    seen, turns = Counter[str](), dict[int, int]()
+    for row in rows:
+        turns[row] = seen[kinds[row]]
+        seen[kinds[row]] += 1
+    return sorted(rows, key=turns.__getitem__)
 
 
 def _cut(rows: list[int], count: int | None, use: str, name: str) -> tuple[list[int], list[int]]:
