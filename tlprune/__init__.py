@@ -119,6 +119,8 @@ if TYPE_CHECKING:
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.collection import Subnetworks as Subnetworks
     from tlprune.studies.core import core as core
+    from tlprune.studies.domains import Domains as Domains
+    from tlprune.studies.domains import domains as domains
     from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
@@ -245,9 +247,11 @@ _HOMES = {
     "one_at_a_time": "studies.ablating",
     "Subnetworks": "studies.collection",
     "core": "studies.core",
+    "Domains": "studies.domains",
+    "domains": "studies.domains",
+    "forcing": "studies.forcing",
     "Predictions": "studies.predictions",
     "predict": "studies.predictions",
-    "forcing": "studies.forcing",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",
