@@ -17,6 +17,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.studies.collection import Run
 from tlprune.studies.domain_plots import bars_of_seeds, lines_by_sparsity, violins_of_seeds
 from tlprune.studies.domain_tables import accuracy_table, spread_sentences, spread_table
+from tlprune.studies.examples import measured
 from tlprune.studies.parts import Part, parts_of, subcases_of
 from tlprune.studies.predictions import Predictions, predict
 from tlprune.studies.seed_spread import SeedSpread, seed_spread
@@ -174,6 +175,7 @@ def domains(
         1 [1, 1] 1 [1, 1]
     """
     within = _checked(tasks, within, parts or {})
+    ablation = measured(model, ablation)
     options = {"ablation": ablation, "out": out, "batch_size": batch_size, "tell": tell}
     found: dict[str, Domain] = {}
     for name, task in tasks.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tlprune.drawing.charts import write_page
 from tlprune.files import write_whole
 
 
-def write(folder: Path, name: str, found: Any, *, title: str) -> str:
+def write(folder: Path, name: str, found: Any, *, title: str, more: Sequence[Callable[[], Any]] = ()) -> str:
     """Write ``NAME.json`` and, where plotly is installed, ``NAME.html``; what to print of it.
 
     Args:
@@ -18,12 +19,13 @@ def write(folder: Path, name: str, found: Any, *, title: str) -> str:
         name: of the files.
         found: an analysis, with ``as_dict()`` and ``plot()``.
         title: of the page.
+        more: what makes further figures of the page, if any.
 
     Raises:
         ValueError: the folder cannot be written.
     """
     try:
-        figures = [found.plot()]
+        figures = [found.plot(), *(plot() for plot in more)]
     except ModuleNotFoundError as error:
         figures, missing = [], f" ({error})"
     else:
