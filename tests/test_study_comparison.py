@@ -68,7 +68,7 @@ def test_every_baseline_gives_a_study_of_the_sizes_under_one_mean(name: str, tmp
 def test_figures_are_those_of_an_evaluation_over_seeds(accepted: bool) -> None:
     model, task = model_of(), task_of(accepted=accepted)
     first, second = subnetworks_of(model), subnetworks_of(model, seeds=(7, 8))
-    found = tp.compare_studies({"first": first, "second": second}, model, task, ablation=tp.Zero())
+    found = tp.compare_studies({"first": first, "second": second}, model, {"quiz": task}, ablation=tp.Zero())
     assert [(row.sparsity, row.method, row.subnetworks) for row in found.rows] == [
         (0.25, "first", 3), (0.25, "second", 2), (0.5, "first", 3), (0.5, "second", 2),
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_figures_are_those_of_an_evaluation_over_seeds(accepted: bool) -> None:
         own = {"first": first, "second": second}[row.method].at(row.sparsity)
         tables = [tp.evaluate(model, circuit, task, ablation=tp.Zero()) for circuit in own.values()]
         means = [table["circuit"].means() for table in tables]
-        assert found.full[task.name] == pytest.approx(tables[0]["full model"].means()["accuracy"])
+        assert found.full["quiz"] == pytest.approx(tables[0]["full model"].means()["accuracy"])
         for figure, name in ((row.accuracy, "accuracy"), (row.agreement, "agreement"), (row.kl, "kl")):
             values = [one[name] for one in means]
             assert figure is not None
@@ -92,8 +92,8 @@ def test_differences_are_paired_by_example_and_of_means_over_seeds() -> None:
         "same": subnetworks_of(model),
         "whole": whole_of(model, subnetworks_of(model)),
     }
-    found = tp.compare_studies(studies, model, task, ablation=tp.Zero())
-    at = found.at(task.name, 0.5)
+    found = tp.compare_studies(studies, model, {"quiz": task}, ablation=tp.Zero())
+    at = found.at("quiz", 0.5)
     assert at["one"].better is None
     same, whole = at["same"].better, at["whole"].better
     assert same is not None and (same.value, same.low, same.high) == (0, 0, 0)
@@ -102,14 +102,14 @@ def test_differences_are_paired_by_example_and_of_means_over_seeds() -> None:
     expected = interval(lambda mean: mean, predictions.correct().double() - over_seeds)
     assert whole is not None and whole.as_dict() == pytest.approx(expected.as_dict(), abs=1e-12)
     assert whole.low < whole.value < whole.high
-    assert at["whole"].accuracy == Seeds.of([found.full[task.name]])
+    assert at["whole"].accuracy == Seeds.of([found.full["quiz"]])
     assert at["whole"].agreement.mean == 1
     assert at["whole"].kl is not None and abs(at["whole"].kl.mean) < 1e-9
 
 
 @NEEDS_HOOKED_TRANSFORMER
 def test_only_common_sparsities_are_compared_on_every_task() -> None:
-    model, tasks = model_of(), [task_of(), task_of(seed=3)]
+    model, tasks = model_of(), {"quiz0": task_of(), "quiz3": task_of(seed=3)}
     studies = {
         "more": subnetworks_of(model, sparsities=(0.25, 0.5, 0.75)),
         "fewer": subnetworks_of(model, sparsities=(0.75, 0.25, 0.9)),
@@ -131,7 +131,7 @@ def test_the_chart_has_a_line_and_a_band_for_each_method_and_task() -> None:
     pytest.importorskip("plotly")
     model = model_of()
     studies = {"first": subnetworks_of(model), "second": subnetworks_of(model, seeds=(7,))}
-    found = tp.compare_studies(studies, model, [task_of(), task_of(seed=3)], ablation=tp.Zero())
+    found = tp.compare_studies(studies, model, {"quiz0": task_of(), "quiz3": task_of(seed=3)}, ablation=tp.Zero())
     figure = found.plot()
     assert len(figure.data) == 2 * (2 * 2 + 1)
     band, line = figure.data[:2]
@@ -146,8 +146,8 @@ def test_tokens_have_no_kl_of_classes() -> None:
     sites = tp.heads(planted.model)
     true = tp.Circuit.from_names(sites, planted.circuit.heads)
     studies = {"true": Subnetworks({Run(0.75, None): true}), "none": Subnetworks({Run(0.75, None): true - true})}
-    found = tp.compare_studies(studies, planted.model, planted.task, ablation=tp.Resample())
-    at = found.at(planted.task.name, 0.75)
+    found = tp.compare_studies(studies, planted.model, {"own": planted.task}, ablation=tp.Resample())
+    at = found.at("own", 0.75)
     assert at["true"].kl is None and at["true"].accuracy.mean == 1
     assert at["none"].better is not None and at["none"].better.high < 0
 
@@ -157,7 +157,7 @@ def test_tokens_have_no_kl_of_classes() -> None:
 
 @NEEDS_HOOKED_TRANSFORMER
 def test_what_cannot_be_compared_is_refused() -> None:
-    model, task = model_of(), task_of()
+    model, task = model_of(), {"quiz": task_of()}
     one = subnetworks_of(model)
     heads = tp.heads(model)
     other = Subnetworks({Run(0.25, 0): tp.Circuit(heads, torch.ones(len(heads)).bool())})
@@ -166,8 +166,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         ({"alone": one}, task, "needs two methods or more but got alone"),
         ({"one": one, "other": other}, task, "one has .* and other has"),
         ({"one": one, "dense": dense}, task, "have: one 0.25, 0.5; dense 0.1"),
-        ({"one": one, "two": one}, [], "names of their own but got none"),
-        ({"one": one, "two": one}, [task, task], "but got quiz0, quiz0"),
+        ({"one": one, "two": one}, {}, "needs at least one task but got none"),
     ):
         with pytest.raises(ValueError, match=message):
             tp.compare_studies(studies, model, tasks, ablation=tp.Zero())

@@ -17,6 +17,7 @@ from tlprune.learning.figures import answered, over_answers
 from tlprune.learning.objectives import divergence
 from tlprune.masking.ablation import Ablation
 from tlprune.studies.collection import Run, Subnetworks
+from tlprune.studies.examples import measured
 from tlprune.studies.predictions import Predictions, predict
 from tlprune.task import Task
 
@@ -118,7 +119,7 @@ class StudyComparison:
 def compare_studies(
     studies: Mapping[str, Subnetworks],
     model: Any,
-    tasks: Task | Sequence[Task],
+    tasks: Mapping[str, Task],
     *,
     ablation: Ablation | None = None,
     out: Mapping[str, str | Path] | None = None,
@@ -131,7 +132,7 @@ def compare_studies(
         studies: subnetworks of one model and the same sites, by the name of the method; the others are compared with
             the first.
         model: the model; left as it was.
-        tasks: with classes or tokens as answers; their test examples are used.
+        tasks: with classes or tokens as answers, by the name that tables give them; their test examples are used.
         ablation: what replaces what is removed, the same for all, such as the means of a study; by default that of
             each circuit's discovery, where the circuits tell it in full.
         out: a folder for each method that keeps its predictions, as for :func:`~tlprune.predict`.
@@ -139,8 +140,8 @@ def compare_studies(
         tell: is called with a line for each subnetwork.
 
     Raises:
-        ValueError: there are fewer than two methods, or they have other sites or no sparsity in common; or as
-            :func:`~tlprune.predict` raises.
+        ValueError: there are fewer than two methods or no tasks, or methods have other sites or no sparsity in
+            common; or as :func:`~tlprune.predict` raises.
 
     Example:
         >>> import tlprune as tp
@@ -150,38 +151,29 @@ def compare_studies(
         ...     name: tp.subnetworks(planted.model, planted.task, method, sparsities=[0.8], seeds=[0, 1])
         ...     for name, method in methods.items()
         ... }
-        >>> found = compare_studies(studies, planted.model, planted.task, ablation=tp.Resample())
-        >>> at = found.at(planted.task.name, 0.8)
+        >>> found = compare_studies(studies, planted.model, {"own": planted.task}, ablation=tp.Resample())
+        >>> at = found.at("own", 0.8)
         >>> at["pruning"].accuracy.mean, at["random"].better.sign
         (1.0, -1)
     """
-    sparsities, named = _common(studies), [tasks] if isinstance(tasks, Task) else list(tasks)
-    _check_names(named)
+    sparsities = _common(studies)
+    if not tasks:
+        raise ValueError("A comparison needs at least one task but got none. Give some by name: {'mnli': task}.")
+    options = {"ablation": measured(model, ablation), "batch_size": batch_size}
     rows, full, folders = [], {}, out or {}
-    for task in named:
+    for task, own in tasks.items():
         found = {
-            name: _predicted(name, own, model, task, folders.get(name), ablation, batch_size, tell)
-            for name, own in studies.items()
+            name: predict(model, networks, own, out=folders.get(name), tell=_telling(tell, name), **options)
+            for name, networks in studies.items()
         }
-        full[task.name] = float(next(iter(found.values())).correct().mean())
+        full[task] = float(next(iter(found.values())).correct().mean())
         for sparsity in sparsities:
-            rows += _rows(task.name, sparsity, found)
-    examples = {task.name: len(task.test) for task in named}
-    return StudyComparison((*studies,), full, examples, tuple(rows))
+            rows += _rows(task, sparsity, found)
+    return StudyComparison((*studies,), full, {name: len(own.test) for name, own in tasks.items()}, tuple(rows))
 
 
-def _predicted(
-    name: str,
-    own: Subnetworks,
-    model: Any,
-    task: Task,
-    folder: str | Path | None,
-    ablation: Ablation | None,
-    batch_size: int,
-    tell: Callable[[str], None] | None,
-) -> Predictions:
-    told = None if tell is None else lambda line: tell(f"{name}: {line}")
-    return predict(model, own, task, ablation=ablation, out=folder, batch_size=batch_size, tell=told)
+def _telling(tell: Callable[[str], None] | None, name: str) -> Callable[[str], None] | None:
+    return None if tell is None else lambda line: tell(f"{name}: {line}")
 
 
 def _rows(task: str, sparsity: float, found: Mapping[str, Predictions]) -> list[Placed]:
@@ -243,14 +235,6 @@ def _common(studies: Mapping[str, Subnetworks]) -> list[float]:
         lists = "; ".join(f"{name} {', '.join(f'{one:g}' for one in own.sparsities)}" for name, own in studies.items())
         raise ValueError(f"The methods need a sparsity in common but have: {lists}. Prune to the same ones.")
     return common
-
-
-def _check_names(tasks: Sequence[Task]) -> None:
-    names = [task.name for task in tasks]
-    if not names or len({*names}) < len(names):
-        raise ValueError(
-            f"A comparison needs tasks with names of their own but got {', '.join(names) or 'none'}. Give each once."
-        )
 
 
 def _cells(row: Placed) -> list[str]:

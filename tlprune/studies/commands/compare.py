@@ -40,7 +40,7 @@ def compare(settings: Compare) -> str:
     found = compare_studies(
         {name: study.subnetworks for name, study in studies.items()},
         first.model,
-        [first.task_called(name) for name in settings.tasks] or first.task,
+        {name: first.task_called(name) for name in settings.tasks} or {first.told["task"]: first.task},
         ablation=first.means,
         out={name: study.folder for name, study in studies.items()},
         batch_size=settings.batch_size,
