@@ -139,7 +139,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "80% removed, 2 subnetworks" in printed
-    assert json.loads((tmp_path / "study" / "study.json").read_text())["task"] == "planted"
+    told = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert told["task"] == "planted"
+    assert (told["method"]["name"], told["method"]["steps"]) == ("heuristic-core", 4)
+    assert not {"sparsity", "nodes", "seed"} & {*told["method"]}
     assert main(words) == 0
     capsys.readouterr()
     assert main([*words, "--task-seed", "5"]) == 2

@@ -118,6 +118,8 @@ if TYPE_CHECKING:
     from tlprune.sites import Sites as Sites
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.collection import Subnetworks as Subnetworks
+    from tlprune.studies.comparison import StudyComparison as StudyComparison
+    from tlprune.studies.comparison import compare_studies as compare_studies
     from tlprune.studies.core import core as core
     from tlprune.studies.domains import Domains as Domains
     from tlprune.studies.domains import domains as domains
@@ -253,6 +255,8 @@ _HOMES = {
     "Predictions": "studies.predictions",
     "predict": "studies.predictions",
     "subnetworks": "studies.searching",
+    "StudyComparison": "studies.comparison",
+    "compare_studies": "studies.comparison",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -24,3 +24,18 @@ def choice(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(choices)}.{hint}")
     return choices[name]
+
+
+def value_of(words: Sequence[str], flag: str, default: str) -> str:
+    """The value that a flag has among words, before they are parsed.
+
+    Example:
+        >>> value_of(["--steps", "3", "--method=eap"], "--method", "random")
+        'eap'
+    """
+    for index, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+    return default

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlprune.choices import choice
+from tlprune.choices import choice, value_of
 
 FILES = ("circuit.json", "metrics.jsonl", "circuit.html", "evaluation.json")
 
@@ -103,7 +103,7 @@ def _discover(words: Sequence[str]) -> None:
 
     from tlprune.methods import METHODS
 
-    kind = choice("method", _value_of(words, "--method", Run.method), METHODS)
+    kind = choice("method", value_of(words, "--method", Run.method), METHODS)
 
     fields = [("run", OmitArgPrefixes[Run]), ("settings", OmitArgPrefixes[kind])]
     command = dataclasses.make_dataclass("Discover", fields)
@@ -206,11 +206,12 @@ def _core(words: Sequence[str]) -> None:
     _act("core", ACTIONS, words)
 
 
-def _act(command: str, actions: Mapping[str, tuple[str, type, Callable[[Any], str]]], words: Sequence[str]) -> None:
-    """Do one of a command's actions and print what it says."""
+def _act(command: str, actions: Mapping[str, tuple[str, Any, Callable[[Any], str]]], words: Sequence[str]) -> None:
+    """Do one of a command's actions and print what it says; settings may be a function of the words."""
     if not words or words[0] in ("-h", "--help"):
         return print("\n".join(f"  tlprune {command} {name:8} {says}" for name, (says, _, _) in actions.items()))
-    _, kind, action = choice(f"command of tlprune {command}", words[0], actions)
+    _, settings, action = choice(f"command of tlprune {command}", words[0], actions)
+    kind = settings if isinstance(settings, type) else settings(words[1:])
     return print(action(_parse(kind, words[1:], prog=f"tlprune {command} {words[0]}")))
 
 
@@ -233,16 +234,6 @@ def _unboxed(complaint: str) -> str:
     lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in complaint.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
     return re.sub(r"^Error parsing settings: | Argument helptext:.*$| For full helptext.*$", "", text)
-
-
-def _value_of(words: Sequence[str], flag: str, default: str) -> str:
-    """The value that a flag has among the words, before they are parsed."""
-    for index, word in enumerate(words):
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-        if word == flag and index + 1 < len(words):
-            return words[index + 1]
-    return default
 
 
 @contextlib.contextmanager

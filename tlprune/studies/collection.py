@@ -135,7 +135,7 @@ class Subnetworks(Mapping[Run, Circuit]):
         ]
         if not paths:
             raise ValueError(f"{folder} must hold subnetworks but has none. Give the folder of tp.subnetworks(...).")
-        return Subnetworks({_run_of(path): Circuit.load(path) for path in paths})
+        return Subnetworks({run_of(path): Circuit.load(path) for path in paths})
 
 
 def path_of(folder: Path, run: Run) -> Path:
@@ -144,6 +144,7 @@ def path_of(folder: Path, run: Run) -> Path:
     return folder / f"sparsity-{run.sparsity!r}" / f"{name}.json"
 
 
-def _run_of(path: Path) -> Run:
+def run_of(path: Path) -> Run:
+    """Which search the subnetwork in a file is of, by the file's name."""
     seed = path.stem.removeprefix("seed-")
     return Run(float(path.parent.name.removeprefix("sparsity-")), None if seed == "circuit" else int(seed))

@@ -15,7 +15,7 @@ from tlprune.masking.means import Mean, MeasuredMean
 from tlprune.methods.ablations import ablation_for
 from tlprune.methods.heuristic_core import HeuristicCore
 from tlprune.methods.provenance import plain
-from tlprune.studies.collection import Run, Subnetworks, path_of
+from tlprune.studies.collection import Run, Subnetworks, path_of, run_of
 from tlprune.task import Discovery, Task
 
 MEANS = "means.safetensors"
@@ -69,6 +69,7 @@ def subnetworks(
     runs = list(_runs(method, sparsities, seeds))
     chosen = _measured(model, ablation_for(discovery, ablation or Mean(discovery.train().clean)), folder)
     search = _Search(model, discovery, chosen, folder, progress)
+    search.check(method)
     found = {}
     for place, (run, own) in enumerate(runs):
         found[run] = search.one(run, own)
@@ -84,11 +85,18 @@ def _runs(method: Any, sparsities: Sequence[float], seeds: Sequence[int]) -> Ite
             f"Subnetworks need a method with a sparsity, sparsities and seeds, but got {type(method).__name__}, "
             f"{list(sparsities)} and {list(seeds)}. Give some of each, such as tp.HeuristicCore(), [0.5] and [42, 43]."
         )
-    sizes = {name: None for name in ("nodes", "edges") if name in names}  # a count would go before the sparsity
     for sparsity in sparsities:
         for seed in seeds if "seed" in names else (None,):
-            seeded = {} if seed is None else {"seed": seed}
-            yield Run(sparsity, seed), dataclasses.replace(method, sparsity=sparsity, **sizes, **seeded)
+            run = Run(sparsity, seed)
+            yield run, _method_of(run, method)
+
+
+def _method_of(run: Run, method: Any) -> Any:
+    """The method of one search; a count would go before the sparsity, so there is none."""
+    names = {field.name for field in dataclasses.fields(method)}
+    given = {name: None for name in ("nodes", "edges") if name in names}
+    seed = {"seed": run.seed} if run.seed is not None and "seed" in names else {}
+    return dataclasses.replace(method, sparsity=run.sparsity, **given, **seed)
 
 
 def _measured(model: Any, ablation: Ablation, folder: Path | None) -> Ablation:
@@ -123,7 +131,7 @@ class _Search:
             return method.find(self.model, self.discovery, ablation=self.ablation, progress=self.progress)
         path = path_of(self.folder, run)
         if path.exists():
-            return self._checked(Circuit.load(path), method, path)
+            return Circuit.load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = {"metrics": path.with_suffix(".jsonl"), "checkpoint": path.with_suffix(".checkpoint")}
         known = inspect.signature(method.find).parameters
@@ -133,7 +141,12 @@ class _Search:
         files.get("checkpoint", path.with_suffix(".checkpoint")).unlink(missing_ok=True)
         return found
 
-    def _checked(self, found: Circuit, method: Any, path: Path) -> Circuit:
+    def check(self, method: Any) -> None:
+        """Raise a ValueError if any subnetwork of the folder has other settings, whatever its sparsity and seed."""
+        for path in sorted(self.folder.glob("sparsity-*/*.json")) if self.folder is not None else ():
+            self._check(Circuit.load(path), _method_of(run_of(path), method), path)
+
+    def _check(self, found: Circuit, method: Any, path: Path) -> None:
         own, known = self._settings(method), found.provenance
         told = {
             "method": known.get("method"),
@@ -147,7 +160,6 @@ class _Search:
                 f"A study goes on with the same settings only, but {path} is of another {' and '.join(differing)}. "
                 "Give the same, or another folder."
             )
-        return found
 
     def _settings(self, method: Any) -> dict[str, Any]:
         """What decides a subnetwork, as its provenance has it."""

@@ -1,0 +1,63 @@
+"""``tlprune core compare``: the subnetworks of several studies at equal sparsity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from tlprune.studies.commands.study import Study
+from tlprune.studies.commands.writing import write
+from tlprune.studies.comparison import compare_studies
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare studies of one model at equal sparsity: accuracy, agreement with the full model, KL, paired differences.
+
+    Attributes:
+        folders: directories that tlprune core prune wrote, each by another method; the others are compared with the
+            first. Their names are those of the directories.
+        tasks: whose test examples are used; by default the one of the first study.
+        batch_size: examples per forward pass.
+        out: directory for comparison.json and comparison.html; by default that of the first study.
+        device: where to compute, such as cpu or cuda; by default a GPU if there is one.
+    """
+
+    folders: Positional[tuple[Path, ...]]
+    tasks: tuple[str, ...] = ()
+    batch_size: int = 64
+    out: Path | None = None
+    device: str | None = None
+
+
+def compare(settings: Compare) -> str:
+    """Compare the studies and write what was found; what to print."""
+    studies = {folder.resolve().name: Study.open(folder, device=settings.device) for folder in settings.folders}
+    _check(settings, studies)
+    first = next(iter(studies.values()))
+    found = compare_studies(
+        {name: study.subnetworks for name, study in studies.items()},
+        first.model,
+        {name: first.task_called(name) for name in settings.tasks} or {first.told["task"]: first.task},
+        ablation=first.means,
+        out={name: study.folder for name, study in studies.items()},
+        batch_size=settings.batch_size,
+        tell=print,
+    )
+    title = f"{' and '.join(studies)} at equal sparsity"
+    return f"{found}\n{write(settings.out or first.folder, 'comparison', found, title=title)}"
+
+
+def _check(settings: Compare, studies: dict[str, Study]) -> None:
+    if len(studies) < max(2, len(settings.folders)):
+        given = ", ".join(map(str, settings.folders)) or "none"
+        raise ValueError(
+            f"A comparison needs two studies or more, in directories of different names, but got {given}. Give one for "
+            "each method."
+        )
+    models = {name: str(study.told["model"]) for name, study in studies.items()}
+    if len({*models.values()}) > 1:
+        lists = ", ".join(f"{name} {model}" for name, model in models.items())
+        raise ValueError(f"Studies of one model are compared but these are of several: {lists}. Give those of one.")
