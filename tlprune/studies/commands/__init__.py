@@ -8,10 +8,12 @@ from typing import Any
 from tlprune.studies.commands.ablate import Ablate, ablate
 from tlprune.studies.commands.heads import Heads, heads
 from tlprune.studies.commands.prune import Prune, prune
+from tlprune.studies.commands.shrink import Shrink, shrink
 
 # By name: what it does, its settings, and the function that does it and says what to print.
 ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
     "prune": ("find a subnetwork for each sparsity and seed", Prune, prune),
     "heads": ("which heads and MLPs the subnetworks share, beside chance", Heads, heads),
     "ablate": ("what heads and MLPs are worth one at a time, or forced in or out", Ablate, ablate),
+    "shrink": ("write a subnetwork as a smaller transformers model", Shrink, shrink),
 }
