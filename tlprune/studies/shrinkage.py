@@ -102,7 +102,8 @@ def speed_up(whole: Any, small: Any, tokens: Tokens, *, rounds: int = 9) -> Spee
         for index, model in enumerate((whole, small)):
             seconds[index].append(_seconds(lambda model=model: run(model, tokens), whole.device))
     whole_median, small_median = (statistics.median(times[1:]) for times in seconds.values())
-    return SpeedUp(whole_median, small_median, *tokens.ids.shape, rounds)
+    examples, length = tokens.ids.shape
+    return SpeedUp(whole_median, small_median, examples, length, rounds)
 
 
 @torch.no_grad()
