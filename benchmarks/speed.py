@@ -17,6 +17,11 @@ backward to the mask's gradient. ``weight_row_step`` and ``weight_training_step`
 and the optimiser included) with one mask per row, and with one per weight, where drawing 42 million gates and AdamW on
 them cost more than the model.
 
+``encoder_node_step``: masks on all heads and MLPs of an encoder of BERT-base shape with random weights and 3 classes, 8
+pairs of 32 tokens, mean ablation measured beforehand, the reference stored; over ``encoder_plain_step``, the same
+encoder's forward, loss and backward to the embeddings with frozen weights. ``encoder_reference``: the reference's run.
+``bridge_encoder_node_step``: of a TransformerBridge, over ``bridge_encoder_plain_step``.
+
 ``circuit_evaluation``: all figures of one further circuit of edges, where replacements and reference are there from the
 circuits before it.
 
@@ -38,6 +43,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +51,8 @@ import torch
 import tyro
 
 import tlprune as tp
+from benchmarks import encoders
+from benchmarks.training import Work, training_step
 from tlprune.learning.metrics import measure
 from tlprune.learning.objectives import divergence
 from tlprune.masking.cache import reference_predictions
@@ -53,7 +61,6 @@ from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 BATCH, TOKENS, EXAMPLES, STEPS, THREADS = 8, 20, 200, 300, 2
 FILLING = EXAMPLES // BATCH
-Work = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ def main() -> None:
     print(json.dumps(result, indent=1) if settings.json else table(result))
 
 
+@cache
 def gpt2_small() -> Any:
     """A model of GPT-2 small's shape with random weights, frozen."""
     return build(
@@ -206,19 +214,7 @@ def circuit_evaluation(model: Any) -> Work:
 
 
 def _training_step(model: Any, sites: tp.Sites) -> Work:
-    batch, masks, budget = examples(BATCH), tp.Masks(sites), tp.Lagrangian(0.95)
-    masked, multipliers = tp.Masked(model, masks, tp.Zero()), budget.start()
-    reference = reference_predictions(masked.backend, batch)
-    optimiser = tp.Optimiser().build([masks.log_alpha], [multipliers])
-
-    def step() -> None:
-        optimiser.zero_grad()
-        kl = divergence(masked(batch), reference).mean()
-        sparsity = 1 - masks.expected_kept / len(masks.log_alpha)
-        (kl + budget.term(multipliers, sparsity, 0)).backward()
-        optimiser.step()
-
-    return step
+    return training_step(model, sites, examples(BATCH), tp.Zero())
 
 
 def training_task() -> Task:
@@ -259,17 +255,26 @@ KINDS: dict[str, Callable[[Any], Work]] = {
     "eap": eap,
     "eap_ig": eap_ig,
 }
+PLAIN = ("plain_step", "encoder_plain_step", "bridge_encoder_plain_step")
+# Those of encoders, each with its model and what it is a multiple of.
+ENCODERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Work], str]] = {
+    "encoder_node_step": (encoders.hooked, encoders.node_step, "encoder_plain_step"),
+    "encoder_reference": (encoders.hooked, encoders.reference, "encoder_plain_step"),
+    "encoder_plain_step": (encoders.hooked, encoders.plain_step, "encoder_plain_step"),
+    "bridge_encoder_node_step": (encoders.bridged, encoders.node_step, "bridge_encoder_plain_step"),
+    "bridge_encoder_plain_step": (encoders.bridged, encoders.plain_step, "bridge_encoder_plain_step"),
+}
 UPPER_HALF = "blocks.[6-9].*.W_*|blocks.1[01].*.W_*"
-SIMPLE = [name for name in KINDS if name not in ("plain_step", "edge_step")]
+SIMPLE = [name for name in (*KINDS, *ENCODERS) if name not in ("edge_step", *PLAIN)]
 
 
 # ---- measuring
 
 
 def ratios(settings: Settings) -> dict[str, float]:
-    """CPU seconds of each kind over those of the plain step."""
-    model = gpt2_small()
-    works = {name: make(model) for name, make in KINDS.items()}
+    """CPU seconds of each kind over those of the plain step of the same model."""
+    works = {name: make(gpt2_small()) for name, make in KINDS.items()}
+    works |= {name: make(model()) for name, (model, make, _) in ENCODERS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for name, work in works.items():
         if name != "edge_step":  # its first step is one of those that fill the cache
@@ -279,16 +284,22 @@ def ratios(settings: Settings) -> dict[str, float]:
         for name, work in works.items():
             if name == "edge_step" or number % max(1, rounds // settings.rounds) == 0:
                 seconds[name].append(cpu_seconds(work))
-    plain = statistics.median(seconds["plain_step"])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    plain = medians["plain_step"]
     filling = statistics.median(seconds["edge_step"][1:FILLING])
     warm = statistics.median(seconds["edge_step"][FILLING:])
     return {
         "edge_step": round((FILLING * filling + (STEPS - FILLING) * warm) / STEPS / plain, 3),
-        **{name: round(statistics.median(seconds[name]) / plain, 3) for name in SIMPLE},
+        **{name: round(medians[name] / medians[plain_of(name)], 3) for name in SIMPLE},
         "edge_step_filling": round(filling / plain, 3),
         "edge_step_warm": round(warm / plain, 3),
-        "plain_step_seconds": round(plain, 4),
+        **{f"{name}_seconds": round(medians[name], 4) for name in PLAIN},
     }
+
+
+def plain_of(name: str) -> str:
+    """The step that a kind is a multiple of."""
+    return ENCODERS[name][2] if name in ENCODERS else "plain_step"
 
 
 def cpu_seconds(work: Work) -> float:
@@ -299,9 +310,9 @@ def cpu_seconds(work: Work) -> float:
 
 def memory() -> dict[str, float]:
     """Peak memory of each kind, measured in a process of its own, over that of the plain step."""
-    peaks = {name: int(_output(name)) for name in KINDS}
-    plain = peaks["plain_step"]
-    return {name: round(peak / plain, 3) for name, peak in peaks.items()} | {"plain_step_bytes": plain}
+    peaks = {name: int(_output(name)) for name in (*KINDS, *ENCODERS)}
+    ratios = {name: round(peak / peaks[plain_of(name)], 3) for name, peak in peaks.items()}
+    return ratios | {f"{name}_bytes": peaks[name] for name in PLAIN}
 
 
 def _output(name: str) -> str:
@@ -311,10 +322,11 @@ def _output(name: str) -> str:
 
 def peak_memory(name: str) -> int:
     """Bytes above the loaded model that a kind of step needs; for ``edge_step`` with its cache full."""
-    model = gpt2_small()
+    make_model, make = ENCODERS[name][:2] if name in ENCODERS else (gpt2_small, KINDS[name])
+    model = make_model()
     Path("/proc/self/clear_refs").write_text("5")  # forget the high water of loading
     before = _status("VmRSS")
-    work = KINDS[name](model)
+    work = make(model)
     for _ in range(FILLING + 2 if name == "edge_step" else 3):
         work()
     return _status("VmHWM") - before
@@ -333,6 +345,7 @@ def setting() -> dict[str, Any]:
         "batch": BATCH,
         "tokens": TOKENS,
         "examples": EXAMPLES,
+        "encoder": encoders.SETTING,
         "steps": STEPS,
         "extrapolated": "edge_step: all filling steps run, later ones extrapolated",
         "threads": THREADS,
@@ -344,11 +357,11 @@ def setting() -> dict[str, Any]:
 
 def table(result: dict[str, dict]) -> str:
     """The result for people."""
-    lines = [f"{'':<22}{'CPU time':>10}{'peak memory':>13}   (plain forward + backward = 1)"]
-    for name in KINDS:
+    lines = [f"{'':<26}{'CPU time':>10}{'peak memory':>13}   (plain forward + backward = 1)"]
+    for name in (*KINDS, *ENCODERS):
         ratio = result["ratios"].get(name, 1.0)
         peak = result["peak_memory"].get(name)
-        lines.append(f"{name:<22}{ratio:>10.2f}{'-' if peak is None else format(peak, '.2f'):>13}")
+        lines.append(f"{name:<26}{ratio:>10.2f}{'-' if peak is None else format(peak, '.2f'):>13}")
     lines.append(f"plain step: {result['ratios']['plain_step_seconds']:.3f} CPU seconds; {result['setting']}")
     return "\n".join(lines)
 

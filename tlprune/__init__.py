@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
     from tlprune.studies.searching import subnetworks as subnetworks
+    from tlprune.studies.shrinkage import shrinkage as shrinkage
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -257,6 +258,7 @@ _HOMES = {
     "subnetworks": "studies.searching",
     "StudyComparison": "studies.comparison",
     "compare_studies": "studies.comparison",
+    "shrinkage": "studies.shrinkage",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",

@@ -66,7 +66,7 @@ def _mix(mask: Tensor, other: Callable[[], Tensor], *, relative: bool) -> Callab
         gate, replacement = _lined_up(mask, value.dim()).to(value.dtype), other()
         if relative:
             return value + (1 - gate) * replacement
-        return replacement + gate * (value - replacement)
+        return torch.lerp(replacement.to(value.dtype), value, gate)  # one pass over the activation
 
     return edit
 
@@ -77,6 +77,13 @@ def _lined_up(mask: Tensor, dim: int) -> Tensor:
     if missing == 1:
         return mask[:, None]
     return mask if missing == 0 else mask.reshape((1,) * missing + mask.shape)
+
+
+def _chosen(values: Tensor, places: list[int]) -> Tensor:
+    """Some values along the last axis; a view where they lie side by side, as the heads of a layer do."""
+    if places == list(range(places[0], places[0] + len(places))):
+        return values[..., places[0] : places[0] + len(places)]
+    return values[..., places]
 
 
 class _Masks:
@@ -102,7 +109,7 @@ class _Masks:
         if not own:
             return None
         values = self.values[group.kind]
-        chosen = values[..., [group.index(names[place]) for place in own]]
+        chosen = _chosen(values, [group.index(names[place]) for place in own])
         if len(own) == len(names):
             return chosen
         ones = torch.ones(*values.shape[:-1], len(names), dtype=values.dtype, device=values.device)

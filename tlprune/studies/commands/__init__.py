@@ -10,6 +10,8 @@ from tlprune.studies.commands.accuracy import Accuracy, accuracy
 from tlprune.studies.commands.compare import Compare, compare
 from tlprune.studies.commands.heads import Heads, heads
 from tlprune.studies.commands.prune import prune, settings_for
+from tlprune.studies.commands.prune import Prune, prune
+from tlprune.studies.commands.shrink import Shrink, shrink
 
 # By name: what it does, its settings, and the function that does it and says what to print.
 ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
@@ -22,4 +24,5 @@ ACTIONS: dict[str, tuple[str, type | Callable[[Sequence[str]], type], Callable[[
     "heads": ("which heads and MLPs the subnetworks share, beside chance", Heads, heads),
     "ablate": ("what heads and MLPs are worth one at a time, or forced in or out", Ablate, ablate),
     "compare": ("several methods' subnetworks at equal sparsity", Compare, compare),
+    "shrink": ("write a subnetwork as a smaller transformers model", Shrink, shrink),
 }
