@@ -117,8 +117,11 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
+    from tlprune.studies.agreement import agreement as agreement
     from tlprune.studies.collection import Subnetworks as Subnetworks
     from tlprune.studies.core import core as core
+    from tlprune.studies.effective_size import effective_size as effective_size
+    from tlprune.studies.effective_sizes import effective_sizes as effective_sizes
     from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
@@ -243,11 +246,14 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "one_at_a_time": "studies.ablating",
+    "agreement": "studies.agreement",
     "Subnetworks": "studies.collection",
     "core": "studies.core",
+    "effective_size": "studies.effective_size",
+    "effective_sizes": "studies.effective_sizes",
+    "forcing": "studies.forcing",
     "Predictions": "studies.predictions",
     "predict": "studies.predictions",
-    "forcing": "studies.forcing",
     "subnetworks": "studies.searching",
     "Batch": "task",
     "Task": "task",

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from tlprune.studies.commands.ablate import Ablate, ablate
+from tlprune.studies.commands.agreement import Agree, agree
 from tlprune.studies.commands.heads import Heads, heads
 from tlprune.studies.commands.prune import Prune, prune
+from tlprune.studies.commands.size import Size, size
 
 # By name: what it does, its settings, and the function that does it and says what to print.
 ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
     "prune": ("find a subnetwork for each sparsity and seed", Prune, prune),
     "heads": ("which heads and MLPs the subnetworks share, beside chance", Heads, heads),
     "ablate": ("what heads and MLPs are worth one at a time, or forced in or out", Ablate, ablate),
+    "agreement": ("how often the subnetworks predict the same, beside chance", Agree, agree),
+    "size": ("how small a model may be at each checkpoint of a fine-tuning", Size, size),
 }
