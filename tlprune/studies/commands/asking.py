@@ -30,6 +30,7 @@ def asked(study: Study, tasks: Sequence[str], *, test_count: int | None, batch_s
             ablation=study.means,
             out=study.folder,
             batch_size=batch_size,
+            tell=print,
         )
         for name in dict.fromkeys(tasks)
     ]
