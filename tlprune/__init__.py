@@ -117,12 +117,15 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
+    from tlprune.studies.agreement import agreement as agreement
     from tlprune.studies.collection import Subnetworks as Subnetworks
     from tlprune.studies.comparison import StudyComparison as StudyComparison
     from tlprune.studies.comparison import compare_studies as compare_studies
     from tlprune.studies.core import core as core
     from tlprune.studies.domains import Domains as Domains
     from tlprune.studies.domains import domains as domains
+    from tlprune.studies.effective_size import effective_size as effective_size
+    from tlprune.studies.effective_sizes import effective_sizes as effective_sizes
     from tlprune.studies.forcing import forcing as forcing
     from tlprune.studies.predictions import Predictions as Predictions
     from tlprune.studies.predictions import predict as predict
@@ -248,10 +251,13 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "one_at_a_time": "studies.ablating",
+    "agreement": "studies.agreement",
     "Subnetworks": "studies.collection",
     "core": "studies.core",
     "Domains": "studies.domains",
     "domains": "studies.domains",
+    "effective_size": "studies.effective_size",
+    "effective_sizes": "studies.effective_sizes",
     "forcing": "studies.forcing",
     "Predictions": "studies.predictions",
     "predict": "studies.predictions",
