@@ -209,7 +209,8 @@ def _core(words: Sequence[str]) -> None:
 def _act(command: str, actions: Mapping[str, tuple[str, Any, Callable[[Any], str]]], words: Sequence[str]) -> None:
     """Do one of a command's actions and print what it says; settings may be a function of the words."""
     if not words or words[0] in ("-h", "--help"):
-        return print("\n".join(f"  tlprune {command} {name:8} {says}" for name, (says, _, _) in actions.items()))
+        width = max(map(len, actions))
+        return print("\n".join(f"  tlprune {command} {name:{width}} {says}" for name, (says, _, _) in actions.items()))
     _, settings, action = choice(f"command of tlprune {command}", words[0], actions)
     kind = settings if isinstance(settings, type) else settings(words[1:])
     return print(action(_parse(kind, words[1:], prog=f"tlprune {command} {words[0]}")))

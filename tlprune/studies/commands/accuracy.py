@@ -23,7 +23,7 @@ class Accuracy:
         folder: the directory that tlprune core prune wrote.
         tasks: other tasks, such as hans, paws-qqp or mnli:mismatched (another part of the data); the one that was
             pruned on always comes first.
-        test_count: test examples of each task, of sub-cases as many; by default all.
+        test_count: test examples of each task, of sub-cases as many, all where there are not more; by default all.
         classes: names of the model's outputs in their order, if they are not those of the data.
         batch_size: examples per forward pass.
         out: directory for accuracy.json and accuracy.html; by default the same.

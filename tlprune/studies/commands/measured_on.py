@@ -7,7 +7,7 @@ from typing import Any
 
 from tlprune.studies.commands.study import Study
 from tlprune.task import Batch, Task, Tokens
-from tlprune.tasks import KNOWN
+from tlprune.tasks import KNOWN, read_labelled
 
 # Of other tasks only the test is used, so that all but the fewest examples may go into it.
 FEWEST = {"train_count": 2, "validation_count": 2}
@@ -21,7 +21,7 @@ def measured_on(
     Args:
         study: the study.
         names: of other tasks; of labelled ones ``mnli:mismatched`` takes another part of the data as the test.
-        test_count: test examples of each; ``None`` for all.
+        test_count: test examples of each, all where there are not more; ``None`` for all.
         classes: names of the model's outputs in their order, where they are not those of the data.
 
     Raises:
@@ -37,6 +37,8 @@ def measured_on(
 
 def _called(study: Study, name: str, options: dict[str, Any]) -> Task:
     word, _, part = name.partition(":") if name.partition(":")[0] in KNOWN else (name, "", "")
+    if "test_count" in options and word in KNOWN and options["test_count"] >= len(read_labelled(word, part or "dev")):
+        options = {option: value for option, value in options.items() if option != "test_count"}
     known = study.told["task_options"]
     if word != study.told["task"]:
         known = {"seed": known["seed"], **(FEWEST if word in KNOWN else {})}
