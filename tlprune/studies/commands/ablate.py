@@ -12,10 +12,10 @@ from tyro.conf import Positional
 from tlprune.circuit import Circuit
 from tlprune.studies.ablating import one_at_a_time
 from tlprune.studies.collection import Run
+from tlprune.studies.commands.measured_on import measured_on
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
 from tlprune.studies.forcing import forcing
-from tlprune.task import Task
 
 FULL = Run(0.0, None)
 
@@ -27,7 +27,7 @@ class Ablate:
 
     Attributes:
         folder: the directory that tlprune core prune wrote.
-        tasks: whose test examples to look at, such as the one that was pruned on, and hans.
+        tasks: whose test examples to look at, such as mnli and hans; by default the one that was pruned on.
         sparsity: of the subnetwork; with --include or --exclude by default all.
         seed: of the subnetwork; with --include or --exclude by default all.
         full: the full model instead of a subnetwork.
@@ -42,7 +42,7 @@ class Ablate:
     """
 
     folder: Positional[Path]
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
     sparsity: float | None = None
     seed: int | None = None
     full: bool = False
@@ -75,7 +75,7 @@ def _one_at_a_time(study: Study, settings: Ablate, circuits: Mapping[Run, Circui
     found = one_at_a_time(
         study.model,
         circuit,
-        _tasks(study, settings),
+        measured_on(study, settings.tasks, test_count=settings.test_count),
         ablation=study.means,
         units=settings.units,
         figure=settings.figure,
@@ -91,7 +91,7 @@ def _forcing(study: Study, settings: Ablate, circuits: Mapping[Run, Circuit]) ->
     found = forcing(
         study.model,
         circuits,
-        _tasks(study, settings),
+        measured_on(study, settings.tasks, test_count=settings.test_count),
         include=settings.include,
         exclude=settings.exclude,
         ablation=study.means,
@@ -117,10 +117,3 @@ def _circuits(study: Study, settings: Ablate) -> dict[Run, Circuit]:
     if not found:
         raise ValueError(f"There are subnetworks {'; '.join(map(str, among))}. Give one of these seeds with --seed.")
     return found
-
-
-def _tasks(study: Study, settings: Ablate) -> dict[str, Task]:
-    """Each task by its name; the one that was pruned on is built as it was then."""
-    count = {} if settings.test_count is None else {"test_count": settings.test_count}
-    own = {study.told["task"]: study.told["task_options"]}
-    return {name: study.task_called(name, **{**own.get(name, {}), **count}) for name in settings.tasks}

@@ -42,7 +42,8 @@ class Accuracy:
 def accuracy(settings: Accuracy) -> str:
     """Measure, write accuracy.json and accuracy.html; what to print."""
     study = Study.open(settings.folder, device=settings.device)
-    tasks = measured_on(study, settings.tasks, test_count=settings.test_count, classes=settings.classes)
+    names = (study.told["task"], *settings.tasks)
+    tasks = measured_on(study, names, test_count=settings.test_count, classes=settings.classes)
     found = domains(
         study.model,
         study.subnetworks,

@@ -37,7 +37,6 @@ class Agree:
 def agree(settings: Agree) -> str:
     """Measure and write; what to print."""
     study = Study.open(settings.folder, device=settings.device)
-    tasks = settings.tasks or (study.told["task"],)
-    found = agreement(asked(study, tasks, test_count=settings.test_count, batch_size=settings.batch_size))
+    found = agreement(asked(study, settings.tasks, test_count=settings.test_count, batch_size=settings.batch_size))
     wrote = write(settings.out or settings.folder, "agreement", found, title=f"Agreement in {settings.folder}")
     return f"{found}\n{wrote}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tlprune.studies.commands.measured_on import measured_on
 from tlprune.studies.commands.study import Study
 from tlprune.studies.predictions import Predictions, predict
 
@@ -13,24 +14,22 @@ def asked(study: Study, tasks: Sequence[str], *, test_count: int | None, batch_s
 
     Args:
         study: the study.
-        tasks: their names.
-        test_count: test examples that a task draws, where it does; ``None`` for all.
+        tasks: their names; by default the study's own.
+        test_count: as of :func:`measured_on`.
         batch_size: examples per forward pass.
 
     Raises:
         ValueError: there is no such task, or it does not fit the model.
     """
-    count = {} if test_count is None else {"test_count": test_count}
-    own = {study.told["task"]: study.told["task_options"]}
     return [
         predict(
             study.model,
             study.subnetworks,
-            study.task_called(name, **{**own.get(name, {}), **count}),
+            task,
             ablation=study.means,
             out=study.folder,
             batch_size=batch_size,
             tell=print,
         )
-        for name in dict.fromkeys(tasks)
+        for task in measured_on(study, tasks, test_count=test_count).values()
     ]

@@ -1,4 +1,4 @@
-"""The tasks that the subnetworks of a study are measured on: the one they were found on, as it was, and others."""
+"""The tasks that the subnetworks of a study are measured on: the one they were found on as it was, and others."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FEWEST = {"train_count": 2, "validation_count": 2}
 def measured_on(
     study: Study, names: Sequence[str] = (), *, test_count: int | None = None, classes: Sequence[str] = ()
 ) -> dict[str, Task]:
-    """The task of a study, and then others, by the names that they are called here.
+    """Tasks by the names that they are called here; by default the study's own.
 
     Args:
         study: the study.
-        names: of other tasks; of labelled ones ``mnli:mismatched`` takes another part of the data as the test.
+        names: of tasks; of labelled ones ``mnli:mismatched`` takes another part of the data as the test.
         test_count: test examples of each, all where there are not more; ``None`` for all.
         classes: names of the model's outputs in their order, where they are not those of the data.
 
@@ -31,8 +31,7 @@ def measured_on(
     _check_own(study)
     options = {} if test_count is None else {"test_count": test_count}
     options |= {"classes": list(classes)} if classes else {}
-    own = study.told["task"]
-    return {name: _called(study, name, options) for name in dict.fromkeys((own, *names))}
+    return {name: _called(study, name, options) for name in dict.fromkeys(names or (study.told["task"],))}
 
 
 def _called(study: Study, name: str, options: dict[str, Any]) -> Task:

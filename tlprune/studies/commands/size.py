@@ -51,8 +51,8 @@ def size(settings: Size) -> str:
     found, inside = {}, []
     for step, folder in zip(steps, settings.folders, strict=True):
         study = Study.open(folder, device=settings.device)  # one model at a time
-        inside = _asked(study, settings.in_domain or (study.told["task"],), settings)
-        found[step] = [*inside, *_asked(study, settings.tasks, settings)]
+        inside = _asked(study, settings.in_domain, settings)
+        found[step] = [*inside, *(_asked(study, settings.tasks, settings) if settings.tasks else ())]
         print(f"step {step}: {len(study.subnetworks)} subnetworks")
     options = {"in_domain": [one.task for one in inside], "subcases": settings.subcases, "margin": settings.margin}
     sizes = effective_sizes(found, **options)
