@@ -14,6 +14,7 @@ from hooked import NEEDS_HOOKED_TRANSFORMER
 from quizzes import subnetworks_of, task_of
 
 import tlprune as tp
+from benchmarks import heuristic_core
 from tlprune.cli import main
 from tlprune.learning.bootstrap import interval
 from tlprune.studies.collection import Run, Subnetworks
@@ -231,3 +232,36 @@ def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert main(["core", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "a planted, b testbed" in capsys.readouterr().err
+
+
+# ---- the tables of the benchmark
+
+
+def test_the_benchmark_prunes_by_each_method_and_writes_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "planted", "--task", "planted", "--others", "--out", str(tmp_path), "--seeds", "1", "2"]
+    heuristic_core.main([*words, "--sparsities", "0.8", "--steps", "30"])
+    text = (tmp_path / "tables.md").read_text()
+    assert "| planted | 64 | 100.0 | 100.0 [100.0, 100.0] |" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| planted | 80%")]
+    assert [row[2:4] for row in rows] == [
+        ["heuristic-core", "2"], ["random-nodes", "2"], ["magnitude", "1"], ["hisp", "1"],
+    ]  # fmt: skip
+    assert rows[2][-1] == "-100.0 [-100.0, -100.0] |"
+    assert "80% removed: 2 kept by all of 2: a0.h2, a1.h1" in text
+    capsys.readouterr()
+    heuristic_core.main([*words, "--sparsities", "0.8", "--study", str(tmp_path / "heuristic-core")])
+    assert (tmp_path / "tables.md").read_text() == text
+
+
+@NEEDS_HOOKED_TRANSFORMER
+def test_subcases_are_means_over_their_own_examples() -> None:
+    model, task = model_of(), task_of(examples=30, kinds=("short", "long"))
+    found = tp.predict(model, subnetworks_of(model), task, ablation=tp.Zero())
+    rows = [line.strip("| ").split(" | ") for line in heuristic_core.subcase_table(found, (0.25,)).splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["short", "15"], ["long", "15"]]
+    for place, row in enumerate(rows):
+        shares = [100 * float(found.correct((0.25, seed))[place::2].mean()) for seed in (0, 1, 2)]
+        assert row[2] == f"{100 * float(found.correct()[place::2].mean()):.1f}"
+        assert row[3] == f"{sum(shares) / 3:.1f} [{min(shares):.1f}, {max(shares):.1f}]"
