@@ -20,8 +20,11 @@ import tlprune as tp
 from tlprune.benchmarking.report import commit
 from tlprune.cli import main as tlprune
 from tlprune.files import write_whole
+from tlprune.studies.commands.measured_on import measured_on
 from tlprune.studies.commands.study import Study
 from tlprune.studies.comparison import Seeds, StudyComparison
+from tlprune.studies.domains import Domain
+from tlprune.studies.seed_spread import SeedSpread
 
 CORE, BASELINES = "heuristic-core", ("random-nodes", "magnitude", "hisp")
 
@@ -41,6 +44,7 @@ class Settings:
         steps: of training, by the short recipe.
         batch_size: examples per training step.
         train_count: training examples that the task draws, where it does.
+        test_count: test examples of each task, of sub-cases as many; by default all.
         device: where to compute.
     """
 
@@ -54,6 +58,7 @@ class Settings:
     steps: int = 300
     batch_size: int = 128
     train_count: int | None = None
+    test_count: int | None = None
     device: str | None = None
 
 
@@ -61,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
     settings = tyro.cli(Settings, args=words)
     studies = {method: _study(settings, method) for method in (CORE, *BASELINES)}
     first = studies[CORE]
-    tasks = {settings.task: first.task, **{name: first.task_called(name) for name in settings.others}}
+    tasks = measured_on(first, settings.others, test_count=settings.test_count)
     found = tp.compare_studies(
         {method: study.subnetworks for method, study in studies.items()},
         first.model,
@@ -70,13 +75,13 @@ def main(words: Sequence[str] | None = None) -> None:
         out={method: study.folder for method, study in studies.items()},
         tell=print,
     )
-    parts = [
-        "## Accuracy",
-        accuracy_table(found),
-        *_subcases(first, tasks),
-        "## Core",
-        _text(tp.core(first.subnetworks)),
-    ]
+    known = {"ablation": first.means, "out": first.folder, "tell": print}
+    domains = tp.domains(first.model, first.subnetworks, tasks, **known)
+    parts = ["## Accuracy", domain_table([domains[name] for name in domains.main], domains.sparsities)]
+    for name in tasks:
+        if domains.subcases(name):
+            parts += [f"### {name} by sub-case", domain_table(domains.subcases(name), domains.sparsities)]
+    parts += ["## Core", f"```\n{tp.core(first.subnetworks)}\n```"]
     parts += ["## Equal sparsity", equal_table(found), f"Commit {commit()}."]
     write_whole(settings.out / "tables.md", "\n\n".join(parts) + "\n")
     print(f"wrote {settings.out / 'tables.md'}")
@@ -99,41 +104,13 @@ def _study(settings: Settings, method: str) -> Study:
     return Study.open(settings.out / method, device=settings.device)
 
 
-def accuracy_table(found: StudyComparison) -> str:
-    """Of the full model and of trained masks: a row for each task, a column for each sparsity, in percent."""
-    sparsities = list(dict.fromkeys(row.sparsity for row in found.rows))
+def domain_table(domains: Sequence[Domain], sparsities: Sequence[float]) -> str:
+    """Of the full model, and of trained masks over the seeds of each sparsity, in percent: a row for each domain."""
     rows = [
-        [
-            task,
-            found.examples[task],
-            f"{100 * full:.1f}",
-            *(_ranged(found.at(task, s)[CORE].accuracy) for s in sparsities),
-        ]
-        for task, full in found.full.items()
+        [one.name, one.examples, f"{100 * one.full.value:.1f}", *(_ranged(one.spreads[level]) for level in sparsities)]
+        for one in domains
     ]
-    return table(["task", "examples", "full model", *(f"{100 * one:g}% removed" for one in sparsities)], rows)
-
-
-def _subcases(study: Study, tasks: dict[str, tp.Task]) -> list[str]:
-    """A table for each task that tells kinds of its examples apart."""
-    parts = []
-    for name, task in tasks.items():
-        if task.label_names:
-            predictions = tp.predict(study.model, study.subnetworks, task, ablation=study.means, out=study.folder)
-            parts += [f"### {name} by sub-case", subcase_table(predictions, study.subnetworks.sparsities)]
-    return parts
-
-
-def subcase_table(predictions: tp.Predictions, sparsities: Sequence[float]) -> str:
-    """Accuracy in percent on each kind of example: of the full model, and over the seeds of each sparsity."""
-    labels, rows = predictions.batch.labels, []
-    assert labels is not None  # a task with names of labels has labels
-    for label, name in enumerate(predictions.label_names):
-        own = labels.flatten() == label
-        at = [[run for run in predictions.runs if run.sparsity == sparsity] for sparsity in sparsities]
-        over = [Seeds.of([float(predictions.correct(run)[own].mean()) for run in runs]) for runs in at]
-        rows.append([name, int(own.sum()), f"{100 * predictions.correct()[own].mean():.1f}", *map(_ranged, over)])
-    return table(["sub-case", "examples", "full model", *(f"{100 * one:g}% removed" for one in sparsities)], rows)
+    return table(["", "examples", "full model", *(f"{100 * level:g}% removed" for level in sparsities)], rows)
 
 
 def equal_table(found: StudyComparison) -> str:
@@ -153,12 +130,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
-def _ranged(figure: Seeds) -> str:
+def _ranged(figure: Seeds | SeedSpread) -> str:
     return f"{100 * figure.mean:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
-
-
-def _text(found: object) -> str:
-    return f"```\n{found}\n```"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from hooked import NEEDS_HOOKED_TRANSFORMER
 from quizzes import subnetworks_of, task_of
 
 import tlprune as tp
-from benchmarks import heuristic_core
 from tlprune.cli import main
 from tlprune.learning.bootstrap import interval
 from tlprune.studies.collection import Run, Subnetworks
@@ -231,15 +231,24 @@ def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text(path.read_text().replace('"model": "planted"', '"model": "testbed"'))
     capsys.readouterr()
     assert main(["core", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
-    assert "a planted, b testbed" in capsys.readouterr().err
+    assert "their model differs: a planted, b testbed" in capsys.readouterr().err
+    assert prune(tmp_path / "c", "--method", "magnitude", "--task-seed", "1") == 0
+    capsys.readouterr()
+    assert main(["core", "compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "their task_options differs: a {'seed': 0}, c {'seed': 1}" in capsys.readouterr().err
 
 
 # ---- the tables of the benchmark
 
 
-def test_the_benchmark_prunes_by_each_method_and_writes_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def heuristic_core(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, which is no part of the package."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    return importlib.import_module("benchmarks.heuristic_core")
+
+
+def test_the_benchmark_prunes_by_each_method_and_writes_tables(heuristic_core: Any, tmp_path: Path) -> None:
     words = ["--model", "planted", "--task", "planted", "--others", "--out", str(tmp_path), "--seeds", "1", "2"]
     heuristic_core.main([*words, "--sparsities", "0.8", "--steps", "30"])
     text = (tmp_path / "tables.md").read_text()
@@ -250,17 +259,18 @@ def test_the_benchmark_prunes_by_each_method_and_writes_tables(
     ]  # fmt: skip
     assert rows[2][-1] == "-100.0 [-100.0, -100.0] |"
     assert "80% removed: 2 kept by all of 2: a0.h2, a1.h1" in text
-    capsys.readouterr()
     heuristic_core.main([*words, "--sparsities", "0.8", "--study", str(tmp_path / "heuristic-core")])
     assert (tmp_path / "tables.md").read_text() == text
 
 
 @NEEDS_HOOKED_TRANSFORMER
-def test_subcases_are_means_over_their_own_examples() -> None:
+def test_rows_are_domains_and_columns_sparsities(heuristic_core: Any) -> None:
     model, task = model_of(), task_of(examples=30, kinds=("short", "long"))
+    domains = tp.domains(model, subnetworks_of(model), {"quiz": task}, ablation=tp.Zero())
+    lines = heuristic_core.domain_table(domains.subcases("quiz"), (0.25,)).splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[1] for row in rows] == ["15", "15"]
     found = tp.predict(model, subnetworks_of(model), task, ablation=tp.Zero())
-    rows = [line.strip("| ").split(" | ") for line in heuristic_core.subcase_table(found, (0.25,)).splitlines()[2:]]
-    assert [row[:2] for row in rows] == [["short", "15"], ["long", "15"]]
     for place, row in enumerate(rows):
         shares = [100 * float(found.correct((0.25, seed))[place::2].mean()) for seed in (0, 1, 2)]
         assert row[2] == f"{100 * float(found.correct()[place::2].mean()):.1f}"
