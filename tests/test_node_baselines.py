@@ -33,6 +33,7 @@ def head_means(model: Any, layer: int, power: int) -> list[float]:
     return (torch.stack(total).sum(0) / sum(weight[0].numel() for weight in own)).pow(1 / power).tolist()
 
 
+@NEEDS_HOOKED_TRANSFORMER
 @pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
 @pytest.mark.parametrize("style", STYLES)
 def test_a_heads_score_is_the_mean_over_all_it_reads_and_writes_with(style: str, norm: str, power: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ METHODS = {
 
 def model_of() -> Any:
     return encoder_of("bert classes", torch.float32)
+
+
+def networks_of(model: Any, **options: Any) -> Subnetworks:
+    return subnetworks_of(model, **{"seeds": (0, 1, 2), **options})
 
 
 def whole_of(model: Any, studies: Subnetworks) -> Subnetworks:
@@ -67,7 +72,7 @@ def test_every_baseline_gives_a_study_of_the_sizes_under_one_mean(name: str, tmp
 @pytest.mark.parametrize("accepted", [False, True])
 def test_figures_are_those_of_an_evaluation_over_seeds(accepted: bool) -> None:
     model, task = model_of(), task_of(accepted=accepted)
-    first, second = subnetworks_of(model), subnetworks_of(model, seeds=(7, 8))
+    first, second = networks_of(model), networks_of(model, seeds=(7, 8))
     found = tp.compare_studies({"first": first, "second": second}, model, {"quiz": task}, ablation=tp.Zero())
     assert [(row.sparsity, row.method, row.subnetworks) for row in found.rows] == [
         (0.25, "first", 3), (0.25, "second", 2), (0.5, "first", 3), (0.5, "second", 2),
@@ -88,9 +93,9 @@ def test_figures_are_those_of_an_evaluation_over_seeds(accepted: bool) -> None:
 def test_differences_are_paired_by_example_and_of_means_over_seeds() -> None:
     model, task = model_of(), task_of(examples=40)
     studies = {
-        "one": subnetworks_of(model),
-        "same": subnetworks_of(model),
-        "whole": whole_of(model, subnetworks_of(model)),
+        "one": networks_of(model),
+        "same": networks_of(model),
+        "whole": whole_of(model, networks_of(model)),
     }
     found = tp.compare_studies(studies, model, {"quiz": task}, ablation=tp.Zero())
     at = found.at("quiz", 0.5)
@@ -109,17 +114,17 @@ def test_differences_are_paired_by_example_and_of_means_over_seeds() -> None:
 
 @NEEDS_HOOKED_TRANSFORMER
 def test_only_common_sparsities_are_compared_on_every_task() -> None:
-    model, tasks = model_of(), {"quiz0": task_of(), "quiz3": task_of(seed=3)}
+    model, tasks = model_of(), {"quiz0": task_of(), "quiz3": task_of(examples=17, seed=3)}
     studies = {
-        "more": subnetworks_of(model, sparsities=(0.25, 0.5, 0.75)),
-        "fewer": subnetworks_of(model, sparsities=(0.75, 0.25, 0.9)),
+        "more": networks_of(model, sparsities=(0.25, 0.5, 0.75)),
+        "fewer": networks_of(model, sparsities=(0.75, 0.25, 0.9)),
     }
     lines: list[str] = []
     found = tp.compare_studies(studies, model, tasks, ablation=tp.Zero(), tell=lines.append)
     assert [(row.task, row.sparsity) for row in found.rows][::2] == [
         ("quiz0", 0.25), ("quiz0", 0.75), ("quiz3", 0.25), ("quiz3", 0.75),
     ]  # fmt: skip
-    assert found.examples == {"quiz0": 23, "quiz3": 23}
+    assert found.examples == {name: len(task.test) for name, task in tasks.items()}
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["rows"][1]["better"]["value"] is not None
     assert "fewer: quiz3: 9 of 9: 90%, seed 2" in lines
     printed = str(found).splitlines()
@@ -130,7 +135,7 @@ def test_only_common_sparsities_are_compared_on_every_task() -> None:
 def test_the_chart_has_a_line_and_a_band_for_each_method_and_task() -> None:
     pytest.importorskip("plotly")
     model = model_of()
-    studies = {"first": subnetworks_of(model), "second": subnetworks_of(model, seeds=(7,))}
+    studies = {"first": networks_of(model), "second": networks_of(model, seeds=(7,))}
     found = tp.compare_studies(studies, model, {"quiz0": task_of(), "quiz3": task_of(seed=3)}, ablation=tp.Zero())
     figure = found.plot()
     assert len(figure.data) == 2 * (2 * 2 + 1)
@@ -158,10 +163,10 @@ def test_tokens_have_no_kl_of_classes() -> None:
 @NEEDS_HOOKED_TRANSFORMER
 def test_what_cannot_be_compared_is_refused() -> None:
     model, task = model_of(), {"quiz": task_of()}
-    one = subnetworks_of(model)
+    one = networks_of(model)
     heads = tp.heads(model)
     other = Subnetworks({Run(0.25, 0): tp.Circuit(heads, torch.ones(len(heads)).bool())})
-    dense = subnetworks_of(model, sparsities=(0.1,))
+    dense = networks_of(model, sparsities=(0.1,))
     for studies, tasks, message in (
         ({"alone": one}, task, "needs two methods or more but got alone"),
         ({"one": one, "other": other}, task, "one has .* and other has"),
@@ -230,4 +235,47 @@ def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text(path.read_text().replace('"model": "planted"', '"model": "testbed"'))
     capsys.readouterr()
     assert main(["core", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
-    assert "a planted, b testbed" in capsys.readouterr().err
+    assert "their model differs: a planted, b testbed" in capsys.readouterr().err
+    assert prune(tmp_path / "c", "--method", "magnitude", "--task-seed", "1") == 0
+    capsys.readouterr()
+    assert main(["core", "compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "their task_options differs: a {'seed': 0}, c {'seed': 1}" in capsys.readouterr().err
+
+
+# ---- the tables of the benchmark
+
+
+@pytest.fixture
+def heuristic_core(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, which is no part of the package."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    return importlib.import_module("benchmarks.heuristic_core")
+
+
+def test_the_benchmark_prunes_by_each_method_and_writes_tables(heuristic_core: Any, tmp_path: Path) -> None:
+    words = ["--model", "planted", "--task", "planted", "--others", "--out", str(tmp_path), "--seeds", "1", "2"]
+    heuristic_core.main([*words, "--sparsities", "0.8", "--steps", "30"])
+    text = (tmp_path / "tables.md").read_text()
+    assert "| planted | 64 | 100.0 | 100.0 [100.0, 100.0] |" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| planted | 80%")]
+    assert [row[2:4] for row in rows] == [
+        ["heuristic-core", "2"], ["random-nodes", "2"], ["magnitude", "1"], ["hisp", "1"],
+    ]  # fmt: skip
+    assert rows[2][-1] == "-100.0 [-100.0, -100.0] |"
+    assert "80% removed: 2 kept by all of 2: a0.h2, a1.h1" in text
+    heuristic_core.main([*words, "--sparsities", "0.8", "--study", str(tmp_path / "heuristic-core")])
+    assert (tmp_path / "tables.md").read_text() == text
+
+
+@NEEDS_HOOKED_TRANSFORMER
+def test_rows_are_domains_and_columns_sparsities(heuristic_core: Any) -> None:
+    model, task = model_of(), task_of(examples=30, kinds=("short", "long"))
+    domains = tp.domains(model, networks_of(model), {"quiz": task}, ablation=tp.Zero())
+    lines = heuristic_core.domain_table(domains.subcases("quiz"), (0.25,)).splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[1] for row in rows] == ["15", "15"]
+    found = tp.predict(model, networks_of(model), task, ablation=tp.Zero())
+    for place, row in enumerate(rows):
+        shares = [100 * float(found.correct((0.25, seed))[place::2].mean()) for seed in (0, 1, 2)]
+        assert row[2] == f"{100 * float(found.correct()[place::2].mean()):.1f}"
+        assert row[3] == f"{sum(shares) / 3:.1f} [{min(shares):.1f}, {max(shares):.1f}]"

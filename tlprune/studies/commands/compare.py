@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tlprune.studies.commands.measured_on import measured_on
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
 from tlprune.studies.comparison import compare_studies
@@ -19,7 +20,8 @@ class Compare:
     Attributes:
         folders: directories that tlprune core prune wrote, each by another method; the others are compared with the
             first. Their names are those of the directories.
-        tasks: whose test examples are used; by default the one of the first study.
+        tasks: other tasks, such as hans or mnli:mismatched; the one that was pruned on always comes first.
+        test_count: test examples of each task, of sub-cases as many; by default all.
         batch_size: examples per forward pass.
         out: directory for comparison.json and comparison.html; by default that of the first study.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
@@ -27,6 +29,7 @@ class Compare:
 
     folders: Positional[tuple[Path, ...]]
     tasks: tuple[str, ...] = ()
+    test_count: int | None = None
     batch_size: int = 64
     out: Path | None = None
     device: str | None = None
@@ -40,7 +43,7 @@ def compare(settings: Compare) -> str:
     found = compare_studies(
         {name: study.subnetworks for name, study in studies.items()},
         first.model,
-        {name: first.task_called(name) for name in settings.tasks} or {first.told["task"]: first.task},
+        measured_on(first, settings.tasks, test_count=settings.test_count),
         ablation=first.means,
         out={name: study.folder for name, study in studies.items()},
         batch_size=settings.batch_size,
@@ -57,7 +60,11 @@ def _check(settings: Compare, studies: dict[str, Study]) -> None:
             f"A comparison needs two studies or more, in directories of different names, but got {given}. Give one for "
             "each method."
         )
-    models = {name: str(study.told["model"]) for name, study in studies.items()}
-    if len({*models.values()}) > 1:
-        lists = ", ".join(f"{name} {model}" for name, model in models.items())
-        raise ValueError(f"Studies of one model are compared but these are of several: {lists}. Give those of one.")
+    for what in ("model", "task", "task_options"):
+        told = {name: str(study.told[what]) for name, study in studies.items()}
+        if len({*told.values()}) > 1:
+            lists = ", ".join(f"{name} {one}" for name, one in told.items())
+            raise ValueError(
+                f"Studies of one model and the same examples are compared, but their {what} differs: {lists}. Prune by "
+                "each method with the same --model, --task, --task-seed and --train-count."
+            )
