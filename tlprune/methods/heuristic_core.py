@@ -57,8 +57,8 @@ class HeuristicCore(MaskTraining):
         seed: of mask samples, first gates and example order; the released subnetworks have 42 to 53.
 
     Raises:
-        ValueError: a number is out of range; or in :meth:`find`, a name matches nothing or is for both, or more is
-            included than is to be kept or excluded than is to be removed.
+        ValueError: a number is out of range; or in :meth:`find`, the task is a regression, a name matches nothing or is
+            for both, or more is included than is to be kept or excluded than is to be removed.
 
     Source: Bhaskar, Friedman, Chen, "The Heuristic Core: Understanding Subnetwork Generalization in Pretrained Language
     Models" (ACL 2024), section 3. Its code trains gates and multipliers with AdamW at 0.1 and 1, a decay of 0.01 and
@@ -112,6 +112,11 @@ class HeuristicCore(MaskTraining):
         return ablation_for(discovery, given or Mean(discovery.train().clean))
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
+        if discovery.train().targets is not None:
+            raise ValueError(
+                f"The Heuristic Core needs classes or tokens but {discovery.name!r} is a regression, whose one output "
+                "has no KL. Train masks of yours: tp.fit(masked, task.discovery, tp.SquaredError(), budget)."
+            )
         gate = HardConcrete(initial=self._recipe(self.sparsity).initial)
         start = None
         if self.recipe == "paper":
@@ -133,7 +138,7 @@ class HeuristicCore(MaskTraining):
 
     def plan(self, masks: Masks) -> dict[str, Any]:
         count, total = self.keep(masks.sites)["nodes"], len(masks.sites)
-        recipe = self._recipe(1 - count / total)
+        recipe = self._recipe(self.sparsity if self.nodes is None else 1 - count / total)
         return {
             "objective": KL(),
             "budget": recipe.budget(count, len(masks.log_alpha[masks.part()]), recipe.steps),

@@ -130,7 +130,9 @@ class Subnetworks(Mapping[Run, Circuit]):
         Raises:
             ValueError: there are none, or one of them is not whole.
         """
-        paths = sorted(Path(folder).glob("sparsity-*/*.json"))
+        paths = [
+            path for name in ("seed-*", "circuit") for path in sorted(Path(folder).glob(f"sparsity-*/{name}.json"))
+        ]
         if not paths:
             raise ValueError(f"{folder} must hold subnetworks but has none. Give the folder of tp.subnetworks(...).")
         return Subnetworks({_run_of(path): Circuit.load(path) for path in paths})
@@ -139,7 +141,7 @@ class Subnetworks(Mapping[Run, Circuit]):
 def path_of(folder: Path, run: Run) -> Path:
     """Where the subnetwork of a search is in a folder."""
     name = "circuit" if run.seed is None else f"seed-{run.seed}"
-    return folder / f"sparsity-{run.sparsity:g}" / f"{name}.json"
+    return folder / f"sparsity-{run.sparsity!r}" / f"{name}.json"
 
 
 def _run_of(path: Path) -> Run:

@@ -12,6 +12,7 @@ from tlprune.backends import backend_of
 from tlprune.circuit import Circuit
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.means import Mean, MeasuredMean
+from tlprune.methods.ablations import ablation_for
 from tlprune.methods.heuristic_core import HeuristicCore
 from tlprune.methods.provenance import plain
 from tlprune.studies.collection import Run, Subnetworks, path_of
@@ -43,7 +44,7 @@ def subnetworks(
         sparsities: fractions to remove.
         seeds: of the method; one that has none gives one subnetwork for each sparsity.
         ablation: what replaces what is removed; by default :class:`~tlprune.Mean` over the clean training prompts,
-            measured once.
+            measured once; ``Mean()`` without prompts goes over the corrupted ones, as everywhere.
         out: a folder for circuits, their training records and the means. Called again with the same settings the search
             goes on where it stopped: finished circuits are read, a training that was stopped goes on from its
             checkpoint.
@@ -65,8 +66,8 @@ def subnetworks(
     """
     discovery = task.discovery if isinstance(task, Task) else task
     method, folder = method or HeuristicCore(), None if out is None else Path(out)
-    chosen = _measured(model, ablation or Mean(discovery.train().clean), folder)
     runs = list(_runs(method, sparsities, seeds))
+    chosen = _measured(model, ablation_for(discovery, ablation or Mean(discovery.train().clean)), folder)
     search = _Search(model, discovery, chosen, folder, progress)
     found = {}
     for place, (run, own) in enumerate(runs):
