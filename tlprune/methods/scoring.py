@@ -143,7 +143,13 @@ def _check_numbers(values: Tensor) -> None:
 def check_sparsity(sparsity: float, count: int | None) -> None:
     """Raise a ValueError unless the sparsity is used and possible, or a count takes its place."""
     if count is None and not 0 < sparsity < 1:
-        raise ValueError(f"Sparsity must lie between 0 and 1 but is {sparsity}. For 95% removed give 0.95.")
+        raise ValueError(f"Sparsity must lie between 0 and 1 but is {sparsity}. {_fraction(sparsity)}")
+
+
+def _fraction(sparsity: float) -> str:
+    """What to give instead of a percentage."""
+    percent = sparsity if 1 < sparsity < 100 else 95
+    return f"For {percent:g}% removed give {percent / 100:g}."
 
 
 def size(count: int | None, sparsity: float, sites: Sites) -> int:

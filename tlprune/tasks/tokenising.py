@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from tlprune.backends import BACKENDS, backend_of
+from tlprune.backends.activations import Backend
+
+NEEDED = {
+    "tokens": "This task needs a model that predicts tokens, but this {} gives a class or a number per prompt. Take a "
+    "language model, or a task of labelled sentences, such as sst2.",
+    "prompts": "A classification task needs a model that gives a class or a number per prompt, but this {} predicts "
+    "tokens. Load a classifier, such as one that tlprune finetune wrote.",
+}
 
 
-def tokenizer_of(model: Any) -> Any:
+def backend_if_model(model: Any) -> Backend | None:
+    """The backend of a model; ``None`` for a tokenizer, which tasks take as well."""
+    known = any(base.__name__ in BACKENDS for base in type(model).__mro__)
+    return backend_of(model) if known else None
+
+
+def tokenizer_of(model: Any, *, predicts: Literal["tokens", "prompts"] = "tokens") -> Any:
     """The tokenizer that a model carries, or the argument itself where it is one.
 
+    Args:
+        model: the model or tokenizer.
+        predicts: what the task is about; a model must predict it, too.
+
     Raises:
-        ValueError: if neither is the case.
+        ValueError: there is none, or the model predicts something else.
     """
+    backend = backend_if_model(model)
+    if backend is not None and backend.predicts != predicts:
+        raise ValueError(NEEDED[predicts].format(type(model).__name__))
     tokenizer = getattr(model, "tokenizer", model)
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise ValueError(

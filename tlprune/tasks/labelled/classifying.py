@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 
-from tlprune.backends import BACKENDS, backend_of
 from tlprune.learning.correlations import f1, matthews, pearson, spearman
 from tlprune.statistic import Statistic
 from tlprune.task import MAIN, Batch, Metric, Stream, Task, Tokenisation
@@ -17,7 +16,7 @@ from tlprune.tasks.labelled.data import Labelled, described, read_labelled
 from tlprune.tasks.labelled.encoding import encode, padded
 from tlprune.tasks.labelled.known import DataSet
 from tlprune.tasks.labelled.splitting import divided, twins
-from tlprune.tasks.tokenising import tokenizer_of
+from tlprune.tasks.tokenising import backend_if_model, tokenizer_of
 
 
 def classification(  # noqa: PLR0913
@@ -66,8 +65,8 @@ def classification(  # noqa: PLR0913
         seed: of the draws.
 
     Raises:
-        ValueError: as reading the data does; if there are fewer examples than asked for, or an output stands for no
-            class.
+        ValueError: as reading the data does; if there are fewer examples than asked for, an output stands for no
+            class, or the model predicts tokens or has another number of outputs.
 
     Example:
         >>> from transformers import AutoTokenizer
@@ -83,7 +82,7 @@ def classification(  # noqa: PLR0913
         >>> [tokenizer.decode(ids, skip_special_tokens=True) for ids in (batch.clean.ids[0], batch.corrupt.ids[0])]
         ['John is kind', 'John is brave']
     """
-    _check_model(model)
+    tokenizer = tokenizer_of(model, predicts="prompts")
     examples = _examples(data, source, train, test)
     known = divided(
         examples["train"],
@@ -94,6 +93,7 @@ def classification(  # noqa: PLR0913
         seed=seed,
     )
     meaning = meanings(known["train"], classes, merge or {})
+    _check_outputs(model, known["train"], classes or known["train"].classes, max_length=max_length)
     options = {
         "source": {name: one.fingerprint for name, one in examples.items()},
         "parts": [train, test],
@@ -103,17 +103,26 @@ def classification(  # noqa: PLR0913
         "max_length": max_length,
         "seed": seed,
     }
-    return _task(tokenizer_of(model), known, meaning, options)
+    return _task(tokenizer, known, meaning, options)
 
 
-def _check_model(model: Any) -> None:
-    """A tokenizer will do, but a model must be one that classifies."""
-    is_model = any(base.__name__ in BACKENDS for base in type(model).__mro__)
-    if is_model and backend_of(model).predicts == "tokens":
+def _check_outputs(model: Any, examples: Labelled, names: Sequence[str], *, max_length: int) -> None:
+    """Raise a ValueError unless the model, where there is one, has an output for each name, or one for a regression."""
+    backend = backend_if_model(model)
+    if backend is None:
+        return
+    first = padded(encode(model.tokenizer, examples.rows([0]).prompts(), max_length=max_length), model.tokenizer)
+    given, needed = backend.logits(first.to(backend.device), None).shape[-1], len(names) or 1
+    if given != needed:
         raise ValueError(
-            "A classification task needs a model that gives a class or a number per prompt, but this "
-            f"{type(model).__name__} predicts tokens. Load a classifier, such as one that tlprune finetune wrote."
+            f"{examples.name} needs a model with {_counted(needed)} ({', '.join(names) or 'a regression'}) but this "
+            f"{type(model).__name__} has {_counted(given)}. Fine-tune one for it (tlprune finetune), or name the "
+            "outputs that yours has: classes=(...), with merge={output: class}."
         )
+
+
+def _counted(outputs: int) -> str:
+    return f"{outputs} output" + ("" if outputs == 1 else "s")
 
 
 def _examples(data: str | DataSet | Mapping[str, Labelled], source: Any, train: str, test: str) -> dict[str, Labelled]:
