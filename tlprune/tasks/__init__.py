@@ -18,6 +18,7 @@ from tlprune.tasks.knowledge.building import knowledge
 from tlprune.tasks.knowledge.facts import Fact, Templates, Worded, worded
 from tlprune.tasks.knowledge.invented import invented_facts
 from tlprune.tasks.knowledge.plain import PlainText, read_text
+from tlprune.tasks.knowledge.world import world
 from tlprune.tasks.labelled.classifying import classification
 from tlprune.tasks.labelled.data import Labelled, read_labelled
 from tlprune.tasks.labelled.known import KNOWN, Columns, DataSet, Part
@@ -49,6 +50,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "hans": hans,
     "paws": paws,
     "paws-qqp": paws_qqp,
+    "world": world,
     **{f"mib-{name}": _of_mib(name) for name in MIB_TASKS},
 }
 
@@ -101,4 +103,5 @@ __all__ = [
     "stsb",
     "task_builder",
     "worded",
+    "world",
 ]
