@@ -24,7 +24,7 @@ class Run:
     """What to explain, and where the result goes.
 
     Attributes:
-        model: testbed, planted, taught, a name that TransformerLens knows, or a local Hugging Face directory.
+        model: testbed, planted, taught, world, a name that TransformerLens knows, or a local Hugging Face directory.
         task: such as ioi, gendered-pronoun, greater-than, induction, docstring, planted or, for models that classify,
             sst2; or a file of prompts that ends in .jsonl. An unknown name lists all.
         method: such as edge-pruning, acdc, eap, eap-ig or random. An unknown name lists all.

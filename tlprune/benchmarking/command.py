@@ -34,7 +34,8 @@ class Plan:
     """Compare methods at equal effective edges on test prompts. Run it again to go on where it stopped.
 
     Attributes:
-        model: testbed (default), planted, taught, a name that TransformerLens knows, or a local Hugging Face directory.
+        model: testbed (default), planted, taught, world, a name that TransformerLens knows, or a local directory in
+            Hugging Face format.
         task: one or more tasks: names as of tlprune discover, or files that end in .jsonl; by default ioi.
         methods: one or more methods, with settings as in edge-pruning:steps=300,batch_size=16; by default random, eap
             and edge-pruning.

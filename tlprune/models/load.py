@@ -12,6 +12,7 @@ from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
 from tlprune.models.taught import DIRECTORY as TAUGHT
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
+from tlprune.models.world import DIRECTORY as WORLD
 
 
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -23,9 +24,10 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
             ``-adder``, ``-copy``: models whose circuit was written by hand; ``"taught"``: a trained one whose circuit
-            is known; a local directory in Hugging Face format or a transformers model (see
-            :func:`~tlprune.from_huggingface` and :func:`~tlprune.bridge`); a name that TransformerLens knows
-            (downloaded, no weight folded); or a TransformerLens model, which is returned as it is.
+            is known; ``"world"``: one that knows the facts of an invented world (``tp.tasks.world``); a local directory
+            in Hugging Face format or a transformers model (see :func:`~tlprune.from_huggingface` and
+            :func:`~tlprune.bridge`); a name that TransformerLens knows (downloaded, no weight folded); or a
+            TransformerLens model, which is returned as it is.
         device: where to put it; by default a GPU if there is one.
         dtype: of its weights.
 
@@ -45,7 +47,7 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
     if name == "planted" or name.startswith("planted-"):
         return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
-    directory = {"testbed": TESTBED, "taught": TAUGHT}.get(name) or Path(name)
+    directory = {"testbed": TESTBED, "taught": TAUGHT, "world": WORLD}.get(name) or Path(name)
     if directory.is_dir():
         return from_huggingface(directory, device=device, dtype=dtype)
     return (_by_name if has_hooked_transformer() else bridge_by_name)(name, device=device, dtype=dtype)
@@ -63,7 +65,7 @@ def _by_name(name: str, *, device: str | None, dtype: torch.dtype) -> Any:
     except ValueError:
         raise ValueError(
             f"There is no model {name!r}: not a local directory, and no name that TransformerLens knows. "
-            "Try testbed, planted, taught, gpt2, or the path of a Hugging Face directory."
+            "Try testbed, planted, taught, world, gpt2, or the path of a Hugging Face directory."
         ) from None
     try:
         with quiet_construction():

@@ -14,6 +14,11 @@ from tlprune.tasks.greater_than import greater_than
 from tlprune.tasks.induction import induction
 from tlprune.tasks.ioi import ioi
 from tlprune.tasks.jsonl import jsonl
+from tlprune.tasks.knowledge.building import knowledge
+from tlprune.tasks.knowledge.facts import Fact, Templates, Worded, worded
+from tlprune.tasks.knowledge.invented import invented_facts
+from tlprune.tasks.knowledge.plain import PlainText, read_text
+from tlprune.tasks.knowledge.world import world
 from tlprune.tasks.labelled.classifying import classification
 from tlprune.tasks.labelled.data import Labelled, read_labelled
 from tlprune.tasks.labelled.known import KNOWN, Columns, DataSet, Part
@@ -45,6 +50,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "hans": hans,
     "paws": paws,
     "paws-qqp": paws_qqp,
+    "world": world,
     **{f"mib-{name}": _of_mib(name) for name in MIB_TASKS},
 }
 
@@ -66,9 +72,13 @@ __all__ = [
     "TASKS",
     "Columns",
     "DataSet",
+    "Fact",
     "Labelled",
     "Pair",
     "Part",
+    "PlainText",
+    "Templates",
+    "Worded",
     "classification",
     "cola",
     "docstring",
@@ -77,8 +87,10 @@ __all__ = [
     "greater_than",
     "hans",
     "induction",
+    "invented_facts",
     "ioi",
     "jsonl",
+    "knowledge",
     "mib",
     "mnli",
     "mnli_subset",
@@ -86,7 +98,10 @@ __all__ = [
     "paws_qqp",
     "qqp",
     "read_labelled",
+    "read_text",
     "sst2",
     "stsb",
     "task_builder",
+    "worded",
+    "world",
 ]
