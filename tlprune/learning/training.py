@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from tlprune.learning.budgets import Budget, Budgets, every
 from tlprune.learning.examples import Examples
 from tlprune.learning.objectives import Objective, Sum, weighted
 from tlprune.learning.optimiser import Optimiser
+from tlprune.learning.reading import value_of
 from tlprune.learning.records import Pressure, Step, Term
+from tlprune.masking.cache import RunCache
+from tlprune.masking.drawn_weights import DrawnWeights, can_draw
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.pieces import expected_count
@@ -109,10 +113,28 @@ class Training:
         return sum(self._backward(weight, objective, part, len(part) / len(batch), number) for part in parts)
 
     def _backward(self, weight: float, objective: Objective, part: Batch, share: float, number: int) -> float:
+        cache = self.streams[objective.on].prepared(part)
+        if self._draws_weights:
+            return self._backward_through_weights(weight, objective, part, share, number, cache)
         sample = self.masks.sample(self.generator)
-        replaced, reference = self.streams[objective.on].prepared(part)
-        value = objective(self.masked(part, mask=run_of(sample, objective), replaced=replaced), part, reference)
+        value = value_of(objective, self.masked, part, cache, mask=run_of(sample, objective))
         (share * (weight * value + self._pressure(sample, number) / len(self.terms))).backward()
+        return share * float(value.detach())
+
+    @cached_property
+    def _draws_weights(self) -> bool:
+        """Whether a step can do without a flat vector of mask values."""
+        return can_draw(self.masks) and all(b.budget.measure == "expected" for b in self.budgets)
+
+    def _backward_through_weights(
+        self, weight: float, objective: Objective, part: Batch, share: float, number: int, cache: RunCache
+    ) -> float:
+        """The same where masks are of weights alone; the budgets' gradient would lie about during the model's."""
+        weights = self.masked.backend.parameters()
+        drawn = DrawnWeights(self.masks, weights, run=objective.run, generator=self.generator)
+        value = value_of(objective, self.masked, part, cache, mask=drawn)
+        (share * weight * value).backward()
+        (share * self._pressure(self.masks.log_alpha, number) / len(self.terms)).backward()
         return share * float(value.detach())
 
     def _pressure(self, sample: Tensor, number: int) -> Tensor:
@@ -165,10 +187,9 @@ class Training:
     def _hard(self, objective: Objective, mask: Tensor) -> float:
         examples, total = self.streams[objective.on], 0.0
         cache = examples.validation_cache
-        for part in examples.validation.split(32):
+        for part in examples.validation.split(min(32, examples.size)):
             batch = part.to(examples.device)
-            replaced, reference = cache.replaced(batch), cache.reference(batch)
-            total += float(objective(self.masked(batch, mask=mask, replaced=replaced), batch, reference)) * len(batch)
+            total += float(value_of(objective, self.masked, batch, cache, mask=mask)) * len(batch)
         return total / len(examples.validation)
 
     @torch.no_grad()
