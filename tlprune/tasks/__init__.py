@@ -18,6 +18,8 @@ from tlprune.tasks.knowledge.building import knowledge
 from tlprune.tasks.knowledge.facts import Fact, Templates, Worded, worded
 from tlprune.tasks.knowledge.invented import invented_facts
 from tlprune.tasks.knowledge.plain import PlainText, read_text
+from tlprune.tasks.knowledge.reading import read_facts, read_templates
+from tlprune.tasks.knowledge.wordnet import WORDNET_TARGETS, read_wordnet, wordnet
 from tlprune.tasks.knowledge.world import world
 from tlprune.tasks.labelled.classifying import classification
 from tlprune.tasks.labelled.data import Labelled, read_labelled
@@ -31,6 +33,11 @@ from tlprune.tasks.pairs import Pair, from_pairs
 def _of_mib(name: str) -> Callable[..., Task]:
     """A task of MIB by name; its splits are MIB's own, so a seed has nothing to choose."""
     return lambda model, *, seed=0, **options: mib(name, model, **options)
+
+
+def _of_wordnet(target: str) -> Callable[..., Task]:
+    """The facts around one concept of WordNet."""
+    return lambda model, **options: wordnet(model, target, **options)
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -51,6 +58,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "paws": paws,
     "paws-qqp": paws_qqp,
     "world": world,
+    **{f"knowledge-wordnet-{target}": _of_wordnet(target) for target in WORDNET_TARGETS},
     **{f"mib-{name}": _of_mib(name) for name in MIB_TASKS},
 }
 
@@ -70,6 +78,7 @@ __all__ = [
     "KNOWN",
     "MIB_TASKS",
     "TASKS",
+    "WORDNET_TARGETS",
     "Columns",
     "DataSet",
     "Fact",
@@ -97,11 +106,15 @@ __all__ = [
     "paws",
     "paws_qqp",
     "qqp",
+    "read_facts",
     "read_labelled",
+    "read_templates",
     "read_text",
+    "read_wordnet",
     "sst2",
     "stsb",
     "task_builder",
     "worded",
+    "wordnet",
     "world",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from tlprune.task import Batch, Stream, Tokens
+from tlprune.tasks.folders import data_folder
 from tlprune.tasks.tokenising import beginning, tokenizer_of
 
 BLOCK = 512
@@ -69,9 +69,8 @@ def read_text(source: str | Path = "wikitext-2", *, part: str = "test") -> list[
 def _wikitext(part: str) -> list[str]:
     if part not in WIKITEXT:
         raise ValueError(f"WikiText-2 has the parts {', '.join(WIKITEXT)} but {part!r} was asked for. Name one.")
-    root = os.environ.get("TLPRUNE_DATA")
-    folders = [Path(root, "wikitext-2"), Path(root, "data", "wikitext-2")] if root else []
-    files = [folder / name for folder in folders for name in WIKITEXT[part]]
+    folder = data_folder("wikitext-2")
+    files = [folder / name for name in WIKITEXT[part]] if folder else []
     found = next((path for path in files if path.is_file()), None)
     return read_text(found) if found else _from_hub(part)
 

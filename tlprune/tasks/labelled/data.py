@@ -6,12 +6,12 @@ import ast
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tlprune.tasks.folders import data_folder
 from tlprune.tasks.labelled.known import KNOWN, Columns, DataSet, Part
 from tlprune.tasks.labelled.reading import Found, check_columns, rows_of_dataset, rows_of_file
 
@@ -120,7 +120,7 @@ def rows_of(data: DataSet, part: str, source: Any) -> Iterable[Found]:
         return rows_of(data, part, _part_of(source, data.parts[part], part))
     if source is not None and not isinstance(source, (str, Path)):
         return rows_of_dataset(source, f"{data.name} {part}")
-    folder = Path(source) if source is not None else folder_of(data)
+    folder = Path(source) if source is not None else data_folder(data.name)
     if folder is None:
         return rows_of_dataset(_from_hub(data, data.parts[part]), f"{data.name} {part}")
     if folder.is_file():
@@ -128,13 +128,6 @@ def rows_of(data: DataSet, part: str, source: Any) -> Iterable[Found]:
     if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
         return rows_of_dataset(_from_disk(folder, data.parts[part]), f"{folder.name} {part}")
     return rows_of_file(_file_in(folder, data, part), data)
-
-
-def folder_of(data: DataSet) -> Path | None:
-    """The data set's folder in ``$TLPRUNE_DATA`` or ``$TLPRUNE_DATA/data``, if there is one."""
-    root = os.environ.get("TLPRUNE_DATA")
-    folders = [Path(root, data.name), Path(root, "data", data.name)] if root else []
-    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _part_of(source: Mapping[str, Any], part: Part, name: str) -> Any:
