@@ -38,18 +38,20 @@ class Row:
         replaces: whether what replaces an ablated site makes a difference.
         bad: options that the method refuses when it is built, and what it says of each.
         records: how many records the quick settings write to the metrics file.
+        streams: those of the task that the method needs.
     """
 
     exact: Callable[[int], Any] | None
     quick: Any
     random: bool
-    kind: Literal["edges", "nodes", "mixed"] = "edges"
+    kind: Literal["edges", "nodes", "weights", "mixed"] = "edges"
     size: int | None = 20
     total: int = 110
     runs: bool = True
     replaces: bool = True
     bad: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
     records: int = 0
+    streams: tuple[str, ...] = ("main",)
 
     def of(self, size: int) -> Any:
         """The quick settings with another number of sites."""
@@ -169,6 +171,25 @@ ROWS = {
         },
         records=6,
     ),
+    "knowledge": Row(
+        exact=None,
+        quick=tp.KnowledgeSubnetwork(steps=6, validate_every=3),
+        random=True,
+        kind="weights",
+        size=None,
+        replaces=False,
+        bad={
+            "no numbers": ({"layers": "middle"}, "layers must be 'upper half' or numbers such as '6-11'"),
+            "backwards": ({"layers": "5-3"}, "layers must be 'upper half' or numbers such as '6-11'"),
+            "rewarded": ({"price": -1.0}, "price must be at least 0 and finite but is -1.0"),
+            "endless": ({"control": float("inf")}, "control must be at least 0 and finite"),
+            "nothing to erase": ({"suppression": 0.0}, "needs facts to suppress or to express"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+            "no text": ({"text_batch": 0}, "text_batch must be at least 1"),
+        },
+        records=6,
+        streams=("main", "control", "text"),
+    ),
     "random": Row(
         exact=None,
         quick=tp.Random(edges=20),
@@ -277,10 +298,15 @@ def built(name: str) -> Planted:
     return tp.planted(name)
 
 
-def random_task(test: Any = None) -> tp.Task:
-    train, validation = (random_batch(8, seed=seed) for seed in (1, 2))
-    stream = Stream(train, validation, test or random_batch(8, seed=3))
-    return tp.Task("random", {"main": stream}, Tokenisation(prepend_bos=True))
+def random_task(name: str, test: Any = None) -> tp.Task:
+    """Random prompts in as many streams as the method of this name needs; a given test is that of the main one."""
+    streams = {stream: random_stream(3 * place) for place, stream in enumerate(ROWS[name].streams)}
+    streams["main"] = dataclasses.replace(streams["main"], test=test or streams["main"].test)
+    return tp.Task("random", streams, Tokenisation(prepend_bos=True))
+
+
+def random_stream(first: int) -> Stream:
+    return Stream(*(random_batch(8, seed=first + seed) for seed in (1, 2, 3)))
 
 
 def grouped(dtype: torch.dtype = torch.float64) -> Any:
@@ -296,7 +322,7 @@ def shared_model() -> Any:
 
 @cache
 def quick_circuit(name: str, ablation: str = "resample", seed: int = 0) -> tp.Circuit:
-    method, task = ROWS[name].quick, tp.sealed(random_task())
+    method, task = ROWS[name].quick, tp.sealed(random_task(name))
     method = dataclasses.replace(method, seed=seed) if seed else method
     return method.find(shared_model(), task, ablation=ablation_called(ablation))
 
@@ -328,9 +354,9 @@ def test_a_method_is_a_frozen_dataclass_that_needs_no_settings(name: str) -> Non
 def test_what_was_planted_is_found_exactly_at_its_size(name: str, planted: str) -> None:
     """All true sites rank above all others, which is what an average precision of 1 says."""
     one, exact = built(planted), ROWS[name].exact
-    truth = ROWS[name].truth(one)
     if exact is None:
         pytest.skip(f"{name} promises to find nothing exactly")
+    truth = ROWS[name].truth(one)
     method = exact(len(truth))
     found = method.find(one.model, tp.sealed(one.task))
     assert found == truth
@@ -350,7 +376,7 @@ def test_a_seed_repeats_a_circuit_and_another_differs_where_chance_has_a_part(na
     """On a random model: the edges of a planted one that do nothing tie, whatever the seed."""
     first = quick_circuit(name)
     torch.manual_seed(99)  # the global random state has no part
-    again = ROWS[name].quick.find(shared_model(), random_task(), ablation=tp.Resample())
+    again = ROWS[name].quick.find(shared_model(), random_task(name), ablation=tp.Resample())
     assert again == first
     assert again.provenance == first.provenance
     if ROWS[name].random:
@@ -365,8 +391,8 @@ def test_a_seed_repeats_a_circuit_and_another_differs_where_chance_has_a_part(na
 @each_method
 def test_test_examples_are_never_touched_and_make_no_difference(name: str) -> None:
     """The other circuits here are found on sealed tasks, where a look is an error."""
-    other = random_task(random_batch(8, seed=5))
-    assert other.fingerprint != random_task().fingerprint
+    other = random_task(name, random_batch(8, seed=5))
+    assert other.fingerprint != random_task(name).fingerprint
     found = ROWS[name].quick.find(shared_model(), other, ablation=tp.Resample())
     assert found == quick_circuit(name)
     again = ROWS[name].quick.find(shared_model(), tp.sealed(other).discovery, ablation=tp.Resample())
@@ -377,9 +403,9 @@ def test_test_examples_are_never_touched_and_make_no_difference(name: str) -> No
 def test_the_model_is_left_untouched(name: str) -> None:
     model = grouped(torch.float32)
     mixed_settings(model)
-    model(random_task().test.clean.ids)  # a bridge finishes its own hooks in its first run
+    model(random_task(name).test.clean.ids)  # a bridge finishes its own hooks in its first run
     before = state(model)
-    ROWS[name].quick.find(model, random_task())
+    ROWS[name].quick.find(model, random_task(name))
     assert_unchanged(before, model)
 
 
@@ -396,11 +422,11 @@ def test_a_failure_half_way_leaves_the_model_untouched(name: str) -> None:
 
     mixed_settings(model)
     model.hook_dict["blocks.1.attn.hook_z"].add_hook(fail)
-    ROWS[name].quick.find(model, random_task())
+    ROWS[name].quick.find(model, random_task(name))
     last.append(len(runs) + len(runs) // 2)
     before = state(model)
     with pytest.raises(ZeroDivisionError):
-        ROWS[name].quick.find(model, random_task())
+        ROWS[name].quick.find(model, random_task(name))
     assert_unchanged(before, model)
 
 
@@ -417,12 +443,12 @@ def test_a_saved_circuit_gives_its_method_back_which_finds_it_again(name: str, t
         assert loaded.provenance == found.provenance
         method = tp.method_from(loaded.provenance)
         assert method == ROWS[name].quick
-    assert method.find(shared_model(), random_task(), ablation=tp.Resample()) == found
+    assert method.find(shared_model(), random_task(name), ablation=tp.Resample()) == found
 
 
 @each_method
 def test_provenance_is_plain_and_whole(name: str) -> None:
-    found, task = quick_circuit(name), random_task()
+    found, task = quick_circuit(name), random_task(name)
     known = found.provenance
     assert json.loads(json.dumps(known)) == known
     assert known["method"]["name"] == name
@@ -451,7 +477,7 @@ def test_a_circuit_is_refused_on_a_model_with_other_weights(name: str) -> None:
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @each_method
 def test_every_ablation_serves_on_a_grouped_query_model_in_float64(name: str, ablation: str) -> None:
-    found, train = quick_circuit(name, ablation), random_task().discovery.train()
+    found, train = quick_circuit(name, ablation), random_task(name).discovery.train()
     used = {"mean": tp.Mean(train.corrupt)}.get(ablation, ablation_called(ablation))
     size = ROWS[name].size
     assert len(found) == size if size else 0 < len(found) < len(found.sites)
@@ -477,7 +503,7 @@ def test_the_metrics_file_and_the_progress_bar_change_nothing(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     options = {"metrics": path} if ROWS[name].records else {}
-    found = ROWS[name].quick.find(shared_model(), random_task(), ablation=tp.Resample(), progress=True, **options)
+    found = ROWS[name].quick.find(shared_model(), random_task(name), ablation=tp.Resample(), progress=True, **options)
     assert found == quick_circuit(name)
     assert capsys.readouterr().out == ""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -506,4 +532,4 @@ def test_sizes_outside_the_model_are_refused_before_it_runs(name: str) -> None:
 @each_method
 def test_models_of_another_kind_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="but got Linear"):
-        ROWS[name].quick.find(torch.nn.Linear(2, 2), random_task())
+        ROWS[name].quick.find(torch.nn.Linear(2, 2), random_task(name))

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from tlprune.methods.heuristic_core import HeuristicCore as HeuristicCore
     from tlprune.methods.hisp import HISP as HISP
     from tlprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
+    from tlprune.methods.knowledge import KnowledgeSubnetwork as KnowledgeSubnetwork
     from tlprune.methods.magnitude import WeightMagnitude as WeightMagnitude
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.patching import EdgePatching as EdgePatching
@@ -218,6 +219,7 @@ _HOMES = {
     "HeuristicCore": "methods.heuristic_core",
     "HISP": "methods.hisp",
     "InformationFlowRoutes": "methods.information_flow",
+    "KnowledgeSubnetwork": "methods.knowledge",
     "WeightMagnitude": "methods.magnitude",
     "MultiGranularPruning": "methods.multi_granular",
     "EdgePatching": "methods.patching",

@@ -146,6 +146,12 @@ class Batch:
     def __repr__(self) -> str:
         return f"Batch({len(self):,} prompts of {self.clean.ids.shape[1]} tokens)"
 
+    @property
+    def answered(self) -> Bool[Tensor, "example answer"]:
+        """Which answer positions count: all but those that fill up an example; all where nothing has an answer."""
+        real = self.answers >= 0
+        return real if bool(real.any()) else torch.ones_like(real)
+
     def rows(self, index: Tensor) -> Batch:
         """The examples at ``index`` (positions within this batch, not row numbers), in that order."""
         return self._map(lambda value: value.rows(index) if isinstance(value, Tokens) else value[index])

@@ -42,7 +42,7 @@ class Objective(Protocol):
     def run(self) -> Run: ...
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
-        """The mean over examples and answer positions.
+        """The mean over examples and answer positions, each that is answered (``Batch.answered``) weighing the same.
 
         ``reference`` is the full model's log-probabilities, or a regression's output.
         """
@@ -153,7 +153,7 @@ class KL(_Addressed):
         refuse_one_output(logits, type(self).__name__)
         if self.tokens is not None:
             logits, reference = self._chosen(logits), self._chosen(reference).log_softmax(-1)
-        return divergence(logits, reference).mean()
+        return mean_answered(divergence(logits, reference), batch)
 
     def _chosen(self, logits: Logits) -> Float[Tensor, "example answer chosen"]:
         ids = torch.tensor(self.tokens, device=logits.device)
@@ -183,7 +183,7 @@ class Uniform(_Addressed):
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
         refuse_one_output(logits, type(self).__name__)
         surprise = -exact(logits).log_softmax(-1).mean(-1)
-        return (surprise - math.log(logits.shape[-1])).mean()
+        return mean_answered(surprise - math.log(logits.shape[-1]), batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +256,12 @@ class SquaredError(_Addressed):
                 "tokens. Use KL."
             )
         return (exact(logits) - reference).square().mean()
+
+
+def mean_answered(values: Float[Tensor, "example answer"], batch: Batch) -> Float[Tensor, ""]:
+    """The mean over the answer positions, without those that fill up examples with fewer answers than others."""
+    answered = batch.answered
+    return values.mean() if bool(answered.all()) else values[answered.to(values.device)].mean()
 
 
 def refuse_one_output(logits: Logits, name: str) -> None:

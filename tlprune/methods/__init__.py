@@ -12,6 +12,7 @@ from tlprune.methods.hap import HAP
 from tlprune.methods.heuristic_core import HeuristicCore
 from tlprune.methods.hisp import HISP
 from tlprune.methods.information_flow import InformationFlowRoutes
+from tlprune.methods.knowledge import KnowledgeSubnetwork
 from tlprune.methods.magnitude import WeightMagnitude
 from tlprune.methods.multi_granular import MultiGranularPruning
 from tlprune.methods.patching import EdgePatching, NodePatching
@@ -28,6 +29,7 @@ METHODS = {
     "ensemble": Ensemble,
     "hap": HAP,
     "heuristic-core": HeuristicCore,
+    "knowledge": KnowledgeSubnetwork,
     "multi-granular": MultiGranularPruning,
     "edge-patching": EdgePatching,
     "node-patching": NodePatching,

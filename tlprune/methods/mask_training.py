@@ -45,6 +45,10 @@ class MaskTraining(ABC):
         """What replaces an ablated site, where the user said nothing or a ``Mean()`` without prompts."""
         return ablation_for(discovery, given)
 
+    def examples(self, discovery: Discovery) -> Discovery:
+        """What is trained on, where a method takes some streams alone or reads prompts elsewhere; as it is."""
+        return discovery
+
     @abstractmethod
     def plan(self, masks: Masks) -> Mapping[str, Any]:
         """What :func:`~tlprune.fit` is told: objective, budget, steps, batch size, optimiser, seed."""
@@ -101,9 +105,9 @@ class MaskTraining(ABC):
     ) -> tuple[Masks, dict[str, Any]]:
         discovery = task.discovery if isinstance(task, Task) else task
         sites, ablation = self.sites(model), self.ablation(discovery, ablation)
-        keep = self.keep(sites)
+        keep, examples = self.keep(sites), self.examples(discovery)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         masks = self.masks(model, discovery, sites, ablation, progress=progress).to(backend_of(model).device)
         masked = Masked(model, masks, ablation)
-        fit(masked, discovery, **self.plan(masks), keep=keep or None, progress=progress, **files)
+        fit(masked, examples, **self.plan(masks), keep=keep or None, progress=progress, **files)
         return masks, provenance
