@@ -214,6 +214,17 @@ class Backend(Protocol):
         """Logits of the plain model at ``positions``, or at all when ``None``."""
         ...
 
+    def final(self, tokens: Tokens, edits: Edits, positions: Int[Tensor, "example answer"] | None) -> Tensor:
+        """The last residual stream, in front of norm and unembedding, of a run with activations edited on the way.
+
+        ``(example, answer, d_model)``, at ``positions`` or at all. Only of models that predict tokens.
+        """
+        ...
+
+    def unembed(self, stream: Float[Tensor, "example answer d_model"]) -> Float[Tensor, "example answer vocab"]:
+        """Logits of the plain model from its last residual stream."""
+        ...
+
     def edited(self, edits: Edits, positions: Int[Tensor, "example answer"] | None = None) -> Any:
         """A context in which every run of the model is edited; it gives the set of points met so far."""
         ...

@@ -64,6 +64,14 @@ class BridgeEncoderBackend(TransformerBridgeBackend):
     def _unembedded(self, choose: Hook) -> BridgeHooks:
         return super()._unembedded(choose) if self.predicts == "tokens" else []
 
+    def unembed(self, stream: Tensor) -> Tensor:
+        original = self.model.original_model
+        with frozen(self.model):
+            return (original.cls if hasattr(original, "cls") else original.lm_head)(stream)
+
+    def _last_point(self) -> str:
+        return f"blocks.{self.architecture.n_layers - 1}.hook_out"
+
     def _embedding_points(self) -> list[str]:
         return ["blocks.0.hook_in"]
 
@@ -85,7 +93,7 @@ class BridgeEncoderBackend(TransformerBridgeBackend):
         # The norms of blocks are the engine's, which takes their scales from the same edits.
         met: set[Point] = {point for point in edits if point[0] in ("attention_norm", "mlp_norm")}
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
-        hooks.append((f"blocks.{self.architecture.n_layers - 1}.hook_out", lambda _: steering.final(), True))
+        hooks.append((self._last_point(), lambda _: steering.final(), True))
         if ("final_norm", 0) in edits:
             hooks += self._edit(edits, ("final_norm", 0), met)
         hooks += self._unembedded(lambda stream: select(stream, positions))

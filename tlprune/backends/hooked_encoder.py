@@ -26,6 +26,7 @@ from tlprune.backends.calls import (
     Runs,
     WeightCall,
     Writes,
+    check_met,
     edit_at,
     frozen,
     hooked,
@@ -120,6 +121,16 @@ class HookedEncoderBackend(Runs):
         with hooked(self.model.hook_dict, [(name, stored(seen, name), False) for name in names.values()]):
             run()
         return {point: seen[name] for point, name in names.items()}
+
+    def final(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
+        with self.edited(edits, positions) as met:
+            stream = self._states(tokens)
+        check_met(edits, met)
+        return stream
+
+    def unembed(self, stream: Tensor) -> Tensor:
+        with frozen(self.model):
+            return self.model.unembed(self.model.mlm_head(stream))
 
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:

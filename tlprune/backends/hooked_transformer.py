@@ -27,6 +27,7 @@ from tlprune.backends.calls import (
     Runs,
     WeightCall,
     Writes,
+    check_met,
     edit_at,
     frozen,
     hooked,
@@ -119,6 +120,16 @@ class HookedTransformerBackend(Runs):
         with hooked(self.model.hook_dict, [(name, stored(seen, name), False) for name in names]):
             self._forward(tokens)
         return {point: seen[name] for point, name in zip(points, names, strict=True)}
+
+    def final(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
+        with self.edited(edits, positions) as met:
+            stream = self._forward(tokens, stop_at_layer=self.architecture.n_layers)
+        check_met(edits, met)
+        return stream
+
+    def unembed(self, stream: Tensor) -> Tensor:
+        with frozen(self.model):
+            return self.model(stream, start_at_layer=self.architecture.n_layers)
 
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:

@@ -29,6 +29,7 @@ from tlprune.backends.calls import (
     Runs,
     WeightCall,
     Writes,
+    check_met,
     edit_at,
     frozen,
     hooked,
@@ -140,6 +141,22 @@ class TransformerBridgeBackend(Runs):
         kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
         return [(kind, layer) for layer in self._layers for kind in kinds] + [("final_norm", 0)]
 
+    def final(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
+        seen: dict[str, Tensor] = {}
+        hooks: BridgeHooks = [(self._last_point(), stored(seen, "last"), False)]
+        hooks += self._unembedded(lambda stream: stream[:, :1])
+        with self.edited(edits) as met, hooked(self.model.hook_dict, hooks):
+            self._forward(tokens)
+        check_met(edits, met)
+        return select(seen["last"], positions)
+
+    def unembed(self, stream: Tensor) -> Tensor:
+        with frozen(self.model):
+            logits = self.model.unembed(self.model.ln_final(stream))
+        own = getattr(self.model.original_model.config, "final_logit_softcapping", None)
+        cap = own or getattr(self.model.cfg, "output_logits_soft_cap", None) or 0
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
     @contextmanager
     def edited(self, edits: Edits, positions: Tensor | None = None) -> Iterator[set[Point]]:
         met: set[Point] = set()
@@ -180,6 +197,10 @@ class TransformerBridgeBackend(Runs):
         """Unembeds some positions only. Norms see all, because some models restore a shape behind the last one."""
         return [("unembed.hook_in", choose, True)]
 
+    def _last_point(self) -> str:
+        """Where the last residual stream is seen, in front of its norm."""
+        return "ln_final.hook_in"
+
     def _by_head(self, z: Tensor) -> Tensor:
         return z.unflatten(-1, (self.architecture.n_heads, -1))
 
@@ -190,7 +211,7 @@ class TransformerBridgeBackend(Runs):
         """The residual-stream point that each set of readers reads in the plain model."""
         middle = "hook_in" if self.architecture.parallel else "ln2.hook_in"
         points = ["hook_in", middle] if self.architecture.has_mlp else ["hook_in"]
-        return [*(f"blocks.{layer}.{point}" for layer in self._layers for point in points), "ln_final.hook_in"]
+        return [*(f"blocks.{layer}.{point}" for layer in self._layers for point in points), self._last_point()]
 
     def _normed_heads(self, wanted: Wanted) -> list[str]:
         """The sums of heads that a norm divides, if there are any and edges need to know."""
@@ -212,7 +233,7 @@ class TransformerBridgeBackend(Runs):
         self._refuse_hidden_hooks()
         met: set[Point] = set()
         hooks = [*self._embedding_hooks(steering, convention, edits, met), *self._block_hooks(steering, edits, met)]
-        hooks.append(("ln_final.hook_in", lambda _: steering.final(), True))
+        hooks.append((self._last_point(), lambda _: steering.final(), True))
         for point in edits:
             if point[0] in ("mlp_norm", "mlp_post_norm", "final_norm"):
                 hooks += self._edit(edits, point, met)

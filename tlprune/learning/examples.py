@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tlprune.backends.activations import Activations
+from tlprune.masking.cache import RunCache
 from tlprune.masking.masked import Masked
 from tlprune.task import Batch, Discovery
 
@@ -40,13 +40,14 @@ class Examples:
         self.position += self.size
         return self.train.rows(rows).to(self.device)
 
-    def prepared(self, batch: Batch) -> tuple[Activations, Tensor]:
-        """Replacements and reference log-probabilities of training examples."""
+    def prepared(self, batch: Batch) -> RunCache:
+        """The cache of training examples, which knows replacements and predictions of these."""
         rows = batch.index.cpu()
         if not self.met[rows].all():
             self.fills.append(rows)
             self.met[rows] = True
-        return self.cache.replaced(batch), self.cache.reference(batch)
+            self.cache.replaced(batch), self.cache.references(batch)
+        return self.cache
 
     def state(self) -> dict[str, Int[Tensor, "..."]]:
         """Where the order stands, and in which groups examples were met, for they are rounded group by group."""

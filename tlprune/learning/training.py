@@ -14,6 +14,7 @@ from tlprune.learning.budgets import Budget, Budgets, every
 from tlprune.learning.examples import Examples
 from tlprune.learning.objectives import Objective, Sum, weighted
 from tlprune.learning.optimiser import Optimiser
+from tlprune.learning.reading import value_of
 from tlprune.learning.records import Pressure, Step, Term
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
@@ -110,8 +111,8 @@ class Training:
 
     def _backward(self, weight: float, objective: Objective, part: Batch, share: float, number: int) -> float:
         sample = self.masks.sample(self.generator)
-        replaced, reference = self.streams[objective.on].prepared(part)
-        value = objective(self.masked(part, mask=run_of(sample, objective), replaced=replaced), part, reference)
+        cache = self.streams[objective.on].prepared(part)
+        value = value_of(objective, self.masked, part, cache, mask=run_of(sample, objective))
         (share * (weight * value + self._pressure(sample, number) / len(self.terms))).backward()
         return share * float(value.detach())
 
@@ -165,10 +166,9 @@ class Training:
     def _hard(self, objective: Objective, mask: Tensor) -> float:
         examples, total = self.streams[objective.on], 0.0
         cache = examples.validation_cache
-        for part in examples.validation.split(32):
+        for part in examples.validation.split(min(32, examples.size)):
             batch = part.to(examples.device)
-            replaced, reference = cache.replaced(batch), cache.reference(batch)
-            total += float(objective(self.masked(batch, mask=mask, replaced=replaced), batch, reference)) * len(batch)
+            total += float(value_of(objective, self.masked, batch, cache, mask=mask)) * len(batch)
         return total / len(examples.validation)
 
     @torch.no_grad()

@@ -1,6 +1,13 @@
-"""What does not change between training steps, computed once: replacements and the full model's predictions."""
+"""What does not change between training steps, computed once: replacements and the full model's predictions.
+
+Predictions over a vocabulary are large. Where those of a split would take more than a quarter of a gigabyte, the last
+residual stream at the answer positions is kept instead, ``d_model`` numbers for each, and unembedded when asked for.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -8,7 +15,10 @@ from torch import Tensor
 
 from tlprune.backends.activations import FOR_EDGES, Activations, Backend, Wanted
 from tlprune.masking.ablation import Ablation
+from tlprune.masking.unembedding import unembeds_apart, vocabulary
 from tlprune.task import Batch
+
+MOST_PREDICTIONS = 1 << 28  # bytes of log-probabilities that are kept as they are
 
 
 class RunCache:
@@ -20,7 +30,8 @@ class RunCache:
         split: the examples; rows are found by ``Batch.index``.
         wanted: which activations the sites in play need.
         most_bytes: above this the replacements of single examples are computed anew at each step, and so are the
-            reference log-probabilities; each of the two by its own size.
+            reference predictions; each of the two by its own size.
+        most_predictions: above this the last residual stream is kept in place of log-probabilities.
 
     Raises:
         ValueError: the examples of ``split`` are not numbered from 0 in order.
@@ -34,6 +45,7 @@ class RunCache:
         *,
         wanted: Wanted = FOR_EDGES,
         most_bytes: int = 4 << 30,
+        most_predictions: int = MOST_PREDICTIONS,
     ) -> None:
         if not torch.equal(split.index.cpu(), torch.arange(len(split))):
             raise ValueError(
@@ -41,7 +53,7 @@ class RunCache:
                 "have others. Build the batch with index=torch.arange(len(batch))."
             )
         self.backend, self.ablation, self.split, self.most_bytes = backend, ablation, split, most_bytes
-        self.wanted = wanted
+        self.wanted, self.most_predictions = wanted, most_predictions
         self._replaced = _Rows(len(split))
         self._reference = _Rows(len(split))
         self._shared: Activations | None = None
@@ -69,14 +81,40 @@ class RunCache:
 
     def reference(self, batch: Batch) -> Float[Tensor, "example answer vocab"]:
         """What the unmasked model says at the answer positions: :func:`reference_predictions`."""
+        return self._predictions(self._said(batch))
+
+    def references(self, batch: Batch) -> Callable[[Tensor, Tensor], Float[Tensor, "place 1 vocab"]]:
+        """The same for some of the answers, by their numbers of example and answer: a large batch piece by piece."""
+        said = self._said(batch)
+        return lambda rows, answers: self._predictions(said[rows, answers][:, None])
+
+    @torch.no_grad()
+    def _predictions(self, said: Tensor) -> Tensor:
+        return predictions(self.backend.unembed(said)) if self._keeps_streams else said
+
+    def _said(self, batch: Batch) -> Float[Tensor, "example answer _"]:
+        """What is kept of the unmasked model's predictions: these, or the stream that they are read from."""
         missing = self._reference.missing(batch.index)
         if len(missing):
             part = batch.rows(missing)
-            found = reference_predictions(self.backend, part)
+            found = self._said_anew(part)
             if len(self.split) * found[0].nbytes > self.most_bytes:
                 return found  # nothing is ever stored, so these are all of the batch
             self._reference.store(part.index, [found])
         return self._reference.load(batch.index)[0]
+
+    @torch.no_grad()
+    def _said_anew(self, batch: Batch) -> Tensor:
+        if self._keeps_streams:
+            return self.backend.final(batch.clean.trimmed(), {}, batch.positions)
+        return reference_predictions(self.backend, batch)
+
+    @cached_property
+    def _keeps_streams(self) -> bool:
+        """Whether the last stream takes less room than predictions, which are too large to be kept."""
+        tokens, itemsize = vocabulary(self.backend), max(4, self.backend.dtype.itemsize)
+        too_large = self.split.positions.numel() * tokens * itemsize > self.most_predictions
+        return too_large and self.backend.d_model < tokens and unembeds_apart(self.backend, self.split)
 
     @property
     def _fits(self) -> bool:

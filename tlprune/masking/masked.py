@@ -29,6 +29,7 @@ from tlprune.masking.workspace import Pool
 from tlprune.sites import Group, Neurons, Sites, Spanned, Weights
 from tlprune.task import Batch, Tokens
 
+Read = Callable[[Tokens, Edits, Tensor | None], Tensor]  # what is taken of a run without edges
 _CHECKED: weakref.WeakKeyDictionary[Any, set[Sites]] = weakref.WeakKeyDictionary()
 
 
@@ -106,6 +107,35 @@ class Masked:
         """
         positions = clean.positions if isinstance(clean, Batch) else positions
         tokens, twins, spans = self._prompts(clean, corrupt, spans)
+        return self._called(tokens, twins, positions, mask, replaced, spans)
+
+    @property
+    def ends_plain(self) -> bool:
+        """Whether what lies behind the last block is the plain model's, so that :meth:`stream` can be unembedded."""
+        group = self.sites.group("weights") if "weights" in self.sites.kinds else None
+        names = [matrix.name for matrix in group.matrices] if isinstance(group, Weights) else []
+        inside = all(name.startswith(("blocks.", "embed.", "pos_embed.")) for name in names)
+        return inside and self.norm == "recomputed" and "edges" not in self.sites.kinds
+
+    def stream(
+        self, batch: Batch, *, mask: Float[Tensor, "site"], replaced: Activations
+    ) -> Float[Tensor, "example answer d_model"]:
+        """The masked model's last residual stream at the answer positions, of which the backend makes logits."""
+        assert self.ends_plain
+        tokens, twins, spans = self._prompts(batch, None, None)
+        return self._called(tokens, twins, batch.positions, mask, replaced, spans, read=self.backend.final)
+
+    def _called(
+        self,
+        tokens: Tokens,
+        twins: Tokens | None,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        replaced: Activations | None,
+        spans: Tensor | None,
+        *,
+        read: Read | None = None,
+    ) -> Tensor:
         if replaced is None:
             replaced = self.ablation.replaced(self.backend, tokens, twins, self.wanted)
         values = self._values() if mask is None else mask
@@ -113,7 +143,7 @@ class Masked:
         if positions is not None and all(value.shape[1] == 1 for value in replaced.tensors):
             tokens, spans = _without_padding(tokens, spans)
         self._self_test(tokens, replaced, spans)
-        return self._run(tokens, values, replaced, positions, spans)
+        return self._run(tokens, values, replaced, positions, spans, read=read)
 
     def run_with_cache(
         self,
@@ -156,6 +186,7 @@ class Masked:
         spans: Tensor | None,
         *,
         seen: dict[str, Tensor] | None = None,
+        read: Read | None = None,
     ) -> Tensor:
         parts = self.parts(values, spans)
         scales = self.backend.norm_scales(tokens) if self.norm == "frozen" else {}
@@ -163,7 +194,7 @@ class Masked:
 
         def run() -> Tensor:
             if "edges" not in parts:
-                return self.backend.run(tokens, edits, positions)
+                return (read or self.backend.run)(tokens, edits, positions)
             beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen)
             return run_edges(
                 self.backend, self.graph, tokens, parts["edges"], replaced,
