@@ -325,14 +325,14 @@ def peak_memory(name: str) -> int:
     make_model, make = ENCODERS[name][:2] if name in ENCODERS else (gpt2_small, KINDS[name])
     model = make_model()
     Path("/proc/self/clear_refs").write_text("5")  # forget the high water of loading
-    before = _status("VmRSS")
+    before = memory_status("VmRSS")
     work = make(model)
     for _ in range(FILLING + 2 if name == "edge_step" else 3):
         work()
-    return _status("VmHWM") - before
+    return memory_status("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def memory_status(field: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 

@@ -119,8 +119,7 @@ def test_a_straight_through_gradient_is_that_of_the_relaxed_draw(gate: StraightT
     location = LOCATIONS.clone().requires_grad_()
     draws = gate.sample(location, torch.Generator().manual_seed(3))
     (gradient,) = torch.autograd.grad(draws.sum(), location)
-    uniform = torch.rand(2, len(LOCATIONS), generator=torch.Generator().manual_seed(3)).double()
-    noise = -((uniform[1] + 1e-10).log() / (uniform[0] + 1e-10).log() + 1e-10).log()
+    noise = torch.rand(len(LOCATIONS), generator=torch.Generator().manual_seed(3)).double().logit()
     relaxed = torch.sigmoid((LOCATIONS.double() + noise) / gate.temperature)
     assert torch.equal(draws, (relaxed > 0.5).float())
     expected = relaxed * (1 - relaxed) / gate.temperature

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tlprune.pieces import HardConcreteDraw
+from tlprune.pieces import drawn
 from tlprune.schedules import Schedule
 
 Sites = Float[Tensor, "*sites"]
@@ -91,8 +91,24 @@ class HardConcrete:
         self, log_alpha: Float[Tensor, "*sites"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "*sites"]:
         """Draw one mask value per site; differentiable in ``log_alpha`` where the clip is not active."""
-        noise = torch.rand(log_alpha.shape, generator=generator, dtype=log_alpha.dtype).to(log_alpha.device)
-        return HardConcreteDraw.apply(log_alpha, noise, self)
+        return drawn(self, log_alpha, generator)
+
+    def smooth_(self, noise: Float[Tensor, "*sites"], log_alpha: Float[Tensor, "*sites"]) -> None:
+        """``s`` of uniform noise, in its place."""
+        logits = noise.mul_(1 - 2 * self.epsilon).add_(self.epsilon).logit_()
+        logits.add_(log_alpha).div_(self.temperature).sigmoid_()
+
+    def value(self, smooth: Float[Tensor, "*sites"]) -> Float[Tensor, "*sites"]:
+        """``z`` of ``s``."""
+        return (smooth * (self.high - self.low)).add_(self.low).clamp_(0, 1)
+
+    def descend(
+        self, gradient: Float[Tensor, "*sites"], smooth: Float[Tensor, "*sites"], *, out: Float[Tensor, "*sites"]
+    ) -> None:
+        """The gradient in ``log_alpha`` from that in ``z``."""
+        stretched = (self.high - self.low) * smooth + self.low
+        torch.mul(gradient, (stretched >= 0) & (stretched <= 1), out=out).mul_(self.high - self.low)
+        out.mul_(1 - smooth).mul_(smooth).div_(self.temperature)
 
     def expected_kept(self, log_alpha: Float[Tensor, "*sites"]) -> Float[Tensor, "*sites"]:
         """Probability that a site's mask value is not 0, in closed form."""
@@ -118,15 +134,16 @@ class HardConcrete:
 class StraightThrough:
     """A hard 0 or 1, drawn by the Gumbel-max trick and differentiated as if it were soft (Gumbel-sigmoid).
 
-    With ``U0, U1 ~ U(0, 1)`` and the logistic noise ``g = -log(log(U1 + eps) / log(U0 + eps) + eps)``:
-    ``r = sigmoid((log_alpha + g) / temperature)`` and ``m = 1[r > 1/2]``, whose gradient is taken to be that of ``r``,
-    ``r (1 - r) / temperature``. Since ``r > 1/2`` just where ``g > -log_alpha``, ``P(m = 1) = sigmoid(log_alpha)``
-    whatever the temperature, which shapes the gradient alone.
+    With ``u ~ U(eps, 1 - eps)`` and the logistic noise ``g = logit(u)``, whose distribution is that of the source's
+    ``-log(log U1 / log U0)`` of two uniform numbers: ``r = sigmoid((log_alpha + g) / temperature)`` and
+    ``m = 1[r > 1/2]``, whose gradient is taken to be that of ``r``, ``r (1 - r) / temperature``. Since ``r > 1/2`` just
+    where ``g > -log_alpha``, ``P(m = 1) = sigmoid(log_alpha)`` whatever the temperature, which shapes the gradient
+    alone.
 
     Attributes:
         initial: first value of every ``log_alpha``; by default each site is kept with probability 0.45.
         temperature: of the gradient; lower concentrates it on undecided draws.
-        epsilon: keeps the logarithms finite.
+        epsilon: keeps the uniform noise away from 0 and 1.
 
     Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax" (2017), section 2.2; as in Bayazit et
     al., "Discovering Knowledge-Critical Subnetworks in Pretrained Language Models" (2024).
@@ -149,11 +166,20 @@ class StraightThrough:
 
     def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
         """Draw 0 or 1 for each site."""
-        shape = (2, *log_alpha.shape)
-        logs = torch.log(torch.rand(shape, generator=generator, dtype=log_alpha.dtype) + self.epsilon)
-        noise = -torch.log(logs[1] / logs[0] + self.epsilon).to(log_alpha.device)
-        soft = torch.sigmoid((log_alpha + noise) / self.temperature)
-        return _straight_through(soft > 0.5, soft)
+        return drawn(self, log_alpha, generator)
+
+    def smooth_(self, noise: Sites, log_alpha: Sites) -> None:
+        """``r`` of uniform noise, in its place."""
+        logits = noise.mul_(1 - 2 * self.epsilon).add_(self.epsilon).logit_()
+        logits.add_(log_alpha).div_(self.temperature).sigmoid_()
+
+    def value(self, smooth: Sites) -> Sites:
+        """``m`` of ``r``."""
+        return (smooth > 0.5).to(smooth.dtype)
+
+    def descend(self, gradient: Sites, smooth: Sites, *, out: Sites) -> None:
+        """The gradient in ``log_alpha`` from that in ``m``, which is taken to be ``r``."""
+        torch.mul(gradient, 1 - smooth, out=out).mul_(smooth).div_(self.temperature)
 
     def expected_kept(self, log_alpha: Sites) -> Sites:
         """Probability that a site's mask value is 1, ``sigmoid(log_alpha)``."""

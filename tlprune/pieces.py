@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-if TYPE_CHECKING:
-    from tlprune.gates import HardConcrete
 
 PIECE = 1 << 18  # numbers; a megabyte in float32
 Sites = Float[Tensor, "*sites"]
@@ -27,15 +24,32 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.reshape(-1).split(PIECE) for tensor in tensors), strict=True)
 
 
-class HardConcreteDraw(torch.autograd.Function):
-    """``clip(low + (high - low) s, 0, 1)`` with :class:`~tlprune.HardConcrete`'s ``s``, in the memory of the noise."""
+@runtime_checkable
+class Smooth(Protocol):
+    """A gate whose draw is a function of a smooth number in (0, 1), made of ``log_alpha`` and one uniform number."""
+
+    def smooth_(self, noise: Sites, log_alpha: Sites) -> None:
+        """Turn uniform noise into the smooth number, in place."""
+        ...
+
+    def value(self, smooth: Sites) -> Sites:
+        """The mask value, in fresh memory."""
+        ...
+
+    def descend(self, gradient: Sites, smooth: Sites, *, out: Sites) -> None:
+        """From the gradient in the mask value to that in ``log_alpha``."""
+        ...
+
+
+class Draw(torch.autograd.Function):
+    """Mask values of a :class:`Smooth` gate; all that is kept for the gradient lies in the memory of the noise."""
 
     @staticmethod
-    def forward(ctx: Any, log_alpha: Sites, noise: Sites, gate: HardConcrete) -> Sites:
+    def forward(ctx: Any, log_alpha: Sites, noise: Sites, gate: Smooth) -> Sites:
         values = torch.empty(log_alpha.shape, dtype=log_alpha.dtype, device=log_alpha.device)
         for own, smooth, value in pieces(log_alpha, noise, values):
-            smooth.mul_(1 - 2 * gate.epsilon).add_(gate.epsilon).logit_().add_(own).div_(gate.temperature).sigmoid_()
-            torch.mul(smooth, gate.high - gate.low, out=value).add_(gate.low).clamp_(0, 1)
+            gate.smooth_(smooth, own)
+            value.copy_(gate.value(smooth))
         ctx.gate = gate
         ctx.save_for_backward(noise)
         return values
@@ -43,12 +57,20 @@ class HardConcreteDraw(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Sites) -> tuple[Sites, None, None]:
-        gate, result = ctx.gate, torch.empty_like(ctx.saved_tensors[0])
+        result = torch.empty_like(ctx.saved_tensors[0])
         for own, smooth, value in pieces(gradient, ctx.saved_tensors[0], result):
-            stretched = (gate.high - gate.low) * smooth + gate.low
-            torch.mul(own, (stretched >= 0) & (stretched <= 1), out=value).mul_(gate.high - gate.low)
-            value.mul_(1 - smooth).mul_(smooth).div_(gate.temperature)
+            ctx.gate.descend(own, smooth, out=value)
         return result, None, None
+
+
+def drawn(gate: Smooth, log_alpha: Sites, generator: torch.Generator | None) -> Sites:
+    """One mask value per site, differentiable in ``log_alpha``."""
+    return Draw.apply(log_alpha, uniform_like(log_alpha, generator), gate)
+
+
+def uniform_like(log_alpha: Sites, generator: torch.Generator | None) -> Sites:
+    """One number in [0, 1) per site, drawn on the CPU so that all devices see the same."""
+    return torch.rand(log_alpha.shape, generator=generator, dtype=log_alpha.dtype).to(log_alpha.device)
 
 
 class ExpectedCount(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from tlprune.backends.activations import Activations
 from tlprune.learning.objectives import Objective
 from tlprune.masking.cache import RunCache
+from tlprune.masking.drawn_weights import DrawnWeights
 from tlprune.masking.masked import Masked
 from tlprune.masking.unembedding import unembeds_apart, vocabulary
 from tlprune.task import Batch
@@ -33,7 +34,7 @@ def value_of(
     batch: Batch,
     cache: RunCache,
     *,
-    mask: Float[Tensor, "site"],
+    mask: Float[Tensor, "site"] | DrawnWeights,
     most: int = MOST_LOGITS,
 ) -> Float[Tensor, ""]:
     """The objective's value for some examples under given mask values.
@@ -43,7 +44,7 @@ def value_of(
         masked: the model; where masks change what lies behind its last block, all logits are computed at once.
         batch: the examples.
         cache: replacements and predictions of the split that they are of.
-        mask: mask values.
+        mask: mask values, or masked weights of a draw.
         most: logits that may be alive at once.
     """
     replaced = cache.replaced(batch)
@@ -59,7 +60,7 @@ def _in_groups(
     masked: Masked,
     batch: Batch,
     cache: RunCache,
-    mask: Tensor,
+    mask: Tensor | DrawnWeights,
     replaced: Activations,
     size: int,
 ) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from tlprune.learning.objectives import Objective, Sum, weighted
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.reading import value_of
 from tlprune.learning.records import Pressure, Step, Term
+from tlprune.masking.cache import RunCache
+from tlprune.masking.drawn_weights import DrawnWeights, can_draw
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.pieces import expected_count
@@ -110,10 +113,28 @@ class Training:
         return sum(self._backward(weight, objective, part, len(part) / len(batch), number) for part in parts)
 
     def _backward(self, weight: float, objective: Objective, part: Batch, share: float, number: int) -> float:
-        sample = self.masks.sample(self.generator)
         cache = self.streams[objective.on].prepared(part)
+        if self._draws_weights:
+            return self._backward_through_weights(weight, objective, part, share, number, cache)
+        sample = self.masks.sample(self.generator)
         value = value_of(objective, self.masked, part, cache, mask=run_of(sample, objective))
         (share * (weight * value + self._pressure(sample, number) / len(self.terms))).backward()
+        return share * float(value.detach())
+
+    @cached_property
+    def _draws_weights(self) -> bool:
+        """Whether a step can do without a flat vector of mask values."""
+        return can_draw(self.masks) and all(b.budget.measure == "expected" for b in self.budgets)
+
+    def _backward_through_weights(
+        self, weight: float, objective: Objective, part: Batch, share: float, number: int, cache: RunCache
+    ) -> float:
+        """The same where masks are of weights alone; the budgets' gradient would lie about during the model's."""
+        weights = self.masked.backend.parameters()
+        drawn = DrawnWeights(self.masks, weights, run=objective.run, generator=self.generator)
+        value = value_of(objective, self.masked, part, cache, mask=drawn)
+        (share * weight * value).backward()
+        (share * self._pressure(self.masks.log_alpha, number) / len(self.terms)).backward()
         return share * float(value.detach())
 
     def _pressure(self, sample: Tensor, number: int) -> Tensor:

@@ -20,6 +20,7 @@ from tlprune.masking.beside import Beside
 from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
 from tlprune.masking.discovered import ablation_of_discovery
+from tlprune.masking.drawn_weights import DrawnWeights
 from tlprune.masking.edges import run_edges
 from tlprune.masking.installing import installed_masks, refuse_installed
 from tlprune.masking.masks import Masks
@@ -89,7 +90,7 @@ class Masked:
         corrupt: Tokens | Tensor | None = None,
         *,
         positions: Int[Tensor, "example answer"] | None = None,
-        mask: Float[Tensor, "*lead site"] | None = None,
+        mask: Float[Tensor, "*lead site"] | DrawnWeights | None = None,
         replaced: Activations | None = None,
         spans: Int[Tensor, "example pos"] | None = None,
     ) -> Float[Tensor, "example answer vocab"]:
@@ -100,7 +101,7 @@ class Masked:
             corrupt: corrupted prompts, where the ablation needs them.
             positions: where logits are wanted; everywhere when ``None``.
             mask: mask values to use, ``(site,)``, or ``(example, site)`` for a circuit per example; by default the
-                circuit, or one sample of the masks.
+                circuit, or one sample of the masks. Masked weights of a draw are used up by the call.
             replaced: what ablated activations become, if already known.
             spans: number of the span of each position in ``sites.spans``, -1 for none, for sites that differ by span;
                 a :class:`Batch` brings its own, which are matched by name.
@@ -118,7 +119,7 @@ class Masked:
         return inside and self.norm == "recomputed" and "edges" not in self.sites.kinds
 
     def stream(
-        self, batch: Batch, *, mask: Float[Tensor, "site"], replaced: Activations
+        self, batch: Batch, *, mask: Float[Tensor, "site"] | DrawnWeights, replaced: Activations
     ) -> Float[Tensor, "example answer d_model"]:
         """The masked model's last residual stream at the answer positions, of which the backend makes logits."""
         assert self.ends_plain
@@ -130,7 +131,7 @@ class Masked:
         tokens: Tokens,
         twins: Tokens | None,
         positions: Tensor | None,
-        mask: Tensor | None,
+        mask: Tensor | DrawnWeights | None,
         replaced: Activations | None,
         spans: Tensor | None,
         *,
@@ -139,7 +140,8 @@ class Masked:
         if replaced is None:
             replaced = self.ablation.replaced(self.backend, tokens, twins, self.wanted)
         values = self._values() if mask is None else mask
-        values = values.to(device=self.backend.device, dtype=self._mask_dtype)
+        if isinstance(values, Tensor):
+            values = values.to(device=self.backend.device, dtype=self._mask_dtype)
         if positions is not None and all(value.shape[1] == 1 for value in replaced.tensors):
             tokens, spans = _without_padding(tokens, spans)
         self._self_test(tokens, replaced, spans)
@@ -180,7 +182,7 @@ class Masked:
     def _run(
         self,
         tokens: Tokens,
-        values: Tensor,
+        values: Tensor | DrawnWeights,
         replaced: Activations,
         positions: Tensor | None,
         spans: Tensor | None,
@@ -188,7 +190,7 @@ class Masked:
         seen: dict[str, Tensor] | None = None,
         read: Read | None = None,
     ) -> Tensor:
-        parts = self.parts(values, spans)
+        parts = {} if isinstance(values, DrawnWeights) else self.parts(values, spans)
         scales = self.backend.norm_scales(tokens) if self.norm == "frozen" else {}
         edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales)}
 
@@ -202,6 +204,8 @@ class Masked:
             )  # fmt: skip
 
         outputs = self.outputs()
+        if isinstance(values, DrawnWeights):
+            return self.backend.with_weights(values.taken(), run)
         return self.backend.with_weights(self.scaled(parts), run) if "weights" in parts else run()
 
     @contextmanager
