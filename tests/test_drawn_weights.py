@@ -159,3 +159,29 @@ def test_a_step_takes_two_copies_of_the_masked_matrices_beside_the_gradient(gate
         training.step()
     # The gradient, the draw and the masked weights; beside them four matrices' room for temporaries and activations.
     assert 2.9 <= live.most / (4 * len(masks.sites)) <= 3 + 4.5 / 16
+
+
+# ---- where each mask value goes
+
+
+@pytest.mark.parametrize("unit", ["weight", "row", "column"])
+@pytest.mark.parametrize("make", [lambda: fresh("llama"), lambda: bridged("llama")], ids=["own", "bridged"])
+def test_a_mask_value_is_of_the_weights_that_its_name_tells(make: Any, unit: Any) -> None:
+    """On grouped-query attention, whose k and v have fewer heads than q: by tensors as split, and name by name."""
+    model = make()
+    sites = tp.weights(model, "blocks.[01].attn.W_*|blocks.1.mlp.W_*", unit=unit)
+    kept = torch.rand(len(sites), generator=torch.Generator().manual_seed(0)) < 0.3
+    split = sites.group("weights").split(kept)
+    shapes = {name: tuple(value.shape) for name, value in backend_of(model).parameters().items()}
+    assert shapes["blocks.0.attn.W_K"][0] == 2 and shapes["blocks.0.attn.W_Q"][0] == 4
+    counted = {name: torch.zeros(shapes[name], dtype=torch.bool) for name in split}
+    for index in kept.nonzero().flatten().tolist():
+        matrix, place = sites.name(index).removesuffix("]").split("[")
+        axes = tuple(slice(None) if part == ":" else int(part) for part in place.split(","))
+        assert not counted[matrix][axes].any()  # no weight belongs to two sites
+        counted[matrix][axes] = True
+    masks = tp.Masks(sites, start=torch.where(kept, 60.0, -60.0))
+    drawn = DrawnWeights(masks, {name: torch.ones(shape) for name, shape in shapes.items()}, run="kept").taken()
+    for name, part in split.items():
+        assert torch.equal(part.expand(shapes[name]), counted[name]), name
+        assert torch.equal(drawn[name](torch.empty(0)).detach(), counted[name].float()), name
