@@ -116,7 +116,7 @@ def test_means_are_over_the_clean_training_prompts(planted: Any, tmp_path: Path)
     [
         ({"sparsities": ()}, "Subnetworks need a method with a sparsity, sparsities and seeds"),
         ({"seeds": ()}, "Subnetworks need a method with a sparsity, sparsities and seeds"),
-        ({"sparsities": (50.0,)}, "give 0.5"),
+        ({"sparsities": (50.0,)}, "For 50% removed give 0.5"),
     ],
 )
 def test_bad_settings_get_one_error(planted: Any, options: dict[str, Any], message: str) -> None:

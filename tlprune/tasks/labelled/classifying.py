@@ -84,6 +84,8 @@ def classification(  # noqa: PLR0913
     """
     tokenizer = tokenizer_of(model, predicts="prompts")
     examples = _examples(data, source, train, test)
+    meaning = meanings(examples["train"], classes, merge or {})
+    _check_outputs(model, examples["train"], classes or examples["train"].classes, max_length=max_length)
     known = divided(
         examples["train"],
         examples.get("test"),
@@ -92,8 +94,6 @@ def classification(  # noqa: PLR0913
         test_count=test_count,
         seed=seed,
     )
-    meaning = meanings(known["train"], classes, merge or {})
-    _check_outputs(model, known["train"], classes or known["train"].classes, max_length=max_length)
     options = {
         "source": {name: one.fingerprint for name, one in examples.items()},
         "parts": [train, test],
