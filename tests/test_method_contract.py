@@ -164,7 +164,7 @@ ROWS = {
         size=3,
         total=10,
         bad={
-            "percent": ({"sparsity": 50}, "give 0.95"),
+            "percent": ({"sparsity": 50}, "give 0.5"),
             "no steps": ({"steps": 0}, "steps must be at least 1"),
         },
         records=6,
