@@ -290,7 +290,7 @@ def test_what_the_command_refuses_and_what_it_notes(
         rows = "\n".join(f"{name.removesuffix('.tsv')} {word}\t1" for word in WORDS)
         (data_folder / "sst2" / name).write_text(f"sentence\tlabel\n{rows}")
     assert main(["core", "accuracy", str(out), "--tasks", "sst2", "--test-count", "6", "--device", "cpu"]) == 2
-    assert "2 classes (negative, positive) but this model has 3" in capsys.readouterr().err
+    assert "sst2 needs a model with 2 outputs (negative, positive)" in capsys.readouterr().err
     train = (data_folder / "mnli-subset" / "subset_train.json").read_text()
     dev = json.loads(train)
     part = {"premise": "text_a", "hypothesis": "text_b", "label": "label"}
