@@ -36,6 +36,7 @@ from tlprune.backends import backend_of
 from tlprune.learning.objectives import weighted
 from tlprune.masking.cache import reference_predictions
 from tlprune.models.transformer_lens import build
+from tlprune.sites import Weights
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 FACT = 12  # tokens of a prompt that tells a fact, the tail included
@@ -147,7 +148,9 @@ def knowledge_step(model: Any, settings: Settings) -> Work:
 def plain_step(model: Any, settings: Settings) -> Work:
     """The same prompts and losses without masks."""
     method, task, backend = method_of(settings), task_of(settings), backend_of(model)
-    names = [matrix.name for matrix in method.sites(model).group("weights").matrices]
+    weights = method.sites(model).group("weights")
+    assert isinstance(weights, Weights)
+    names = [matrix.name for matrix in weights.matrices]
     leaves = {name: backend.parameters()[name].detach().requires_grad_() for name in names}
     swapped = {name: lambda _, name=name: leaves[name].view_as(leaves[name]) for name in names}  # no leaf, or frozen
     batches = {name: stream.train for name, stream in task.streams.items()}

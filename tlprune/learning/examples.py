@@ -46,7 +46,8 @@ class Examples:
         if not self.met[rows].all():
             self.fills.append(rows)
             self.met[rows] = True
-            self.cache.replaced(batch), self.cache.references(batch)
+            self.cache.replaced(batch)
+            self.cache.references(batch)
         return self.cache
 
     def state(self) -> dict[str, Int[Tensor, "..."]]:
