@@ -124,6 +124,23 @@ def test_bad_settings_get_one_error(planted: Any, options: dict[str, Any], messa
         search(planted, **options)
 
 
+def test_sites_are_scored_once_for_all_sparsities(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each subnetwork is what its own search would have found, provenance included."""
+    method, score, asked = tp.AtP(pattern="a*|m*"), tp.AtP.score, []
+
+    def counted(self: Any, *rest: Any, **options: Any) -> Any:
+        asked.append(self.sparsity)
+        return score(self, *rest, **options)
+
+    monkeypatch.setattr(tp.AtP, "score", counted)
+    found = tp.subnetworks(planted.model, planted.task, method, sparsities=(0.5, 0.75), ablation=tp.Zero())
+    assert asked == [0.5]
+    for (sparsity, _), circuit in found.items():
+        alone = dataclasses.replace(method, sparsity=sparsity).find(planted.model, planted.task, ablation=tp.Zero())
+        assert circuit == alone
+        assert circuit.provenance == alone.provenance
+
+
 def test_a_method_without_a_seed_gives_one_for_each_sparsity(planted: Any) -> None:
     found = tp.subnetworks(planted.model, planted.task, tp.AtP(nodes=3), sparsities=(0.5, 0.75), seeds=(1, 2))
     assert list(found) == [(0.5, None), (0.75, None)]

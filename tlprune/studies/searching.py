@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tlprune.masking.means import Mean, MeasuredMean
 from tlprune.methods.ablations import ablation_for
 from tlprune.methods.heuristic_core import HeuristicCore
 from tlprune.methods.provenance import plain
+from tlprune.methods.scoring import Scoring
+from tlprune.scores import Scores
 from tlprune.studies.collection import Run, Subnetworks, path_of, run_of
 from tlprune.task import Discovery, Task
 
@@ -124,11 +127,12 @@ class _Search:
     ablation: Ablation
     folder: Path | None
     progress: bool
+    scored: dict[str, Scores] = dataclasses.field(default_factory=dict)
 
     def one(self, run: Run, method: Any) -> Circuit:
         """The subnetwork of one search: read where it is there, else found and kept."""
         if self.folder is None:
-            return method.find(self.model, self.discovery, ablation=self.ablation, progress=self.progress)
+            return self._found(method)
         path = path_of(self.folder, run)
         if path.exists():
             return Circuit.load(path)
@@ -136,10 +140,25 @@ class _Search:
         files = {"metrics": path.with_suffix(".jsonl"), "checkpoint": path.with_suffix(".checkpoint")}
         known = inspect.signature(method.find).parameters
         files = {name: file for name, file in files.items() if name in known}
-        found = method.find(self.model, self.discovery, ablation=self.ablation, progress=self.progress, **files)
+        found = self._found(method, **files)
         found.save(path)
         files.get("checkpoint", path.with_suffix(".checkpoint")).unlink(missing_ok=True)
         return found
+
+    def _found(self, method: Any, **files: Path) -> Circuit:
+        if isinstance(method, Scoring):
+            scores = self._scores(method)
+            return method.selection.select(scores, method.count(scores.sites))
+        return method.find(self.model, self.discovery, ablation=self.ablation, progress=self.progress, **files)
+
+    def _scores(self, method: Any) -> Scores:
+        """What a method gives each site; the same whatever the size, so it is found once for all sparsities."""
+        key = json.dumps(plain(dataclasses.replace(method, sparsity=0.5)))
+        if key not in self.scored:
+            found = method.score(self.model, self.discovery, ablation=self.ablation, progress=self.progress)
+            self.scored[key] = found
+        known = self.scored[key]
+        return dataclasses.replace(known, provenance={**known.provenance, "method": plain(method)})
 
     def check(self, method: Any) -> None:
         """Raise a ValueError if any subnetwork of the folder has other settings, whatever its sparsity and seed."""
