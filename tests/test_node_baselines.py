@@ -125,6 +125,11 @@ def test_every_node_is_as_likely_by_chance_as_another() -> None:
 
 def test_a_pattern_says_what_chance_chooses_among() -> None:
     planted = tp.planted("copy")
+    kept = tp.RandomNodes(nodes=5, include="a0.*").find(planted.model, planted.task)
+    heads = [name for name in kept.sites.groups[0].as_dict()["names"] if name.startswith("a0.")]
+    assert {*heads} < {*kept.names} and len(kept) == 5
+    with pytest.raises(ValueError, match="'a9'"):
+        tp.RandomNodes(nodes=2, include="a9").find(planted.model, planted.task)
     found = tp.RandomNodes(nodes=2, pattern="a1.*").find(planted.model, planted.task)
     assert {name[:2] for name in found.names} == {"a1"} and len(found.sites) == 4
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tlprune.masking.ablation import Ablation
 from tlprune.methods.scoring import EdgeScoring, NodeScoring
+from tlprune.named import chosen
 from tlprune.random_circuits import connected_order
 from tlprune.sites import Sites
 from tlprune.task import Discovery
@@ -68,7 +69,12 @@ class RandomNodes(NodeScoring):
         nodes: how many to keep; instead of ``sparsity``.
         selection: which circuit of this size is taken.
         pattern: names of the writers to choose among, as of :func:`~tlprune.nodes`; by default all heads and MLPs.
+        include: names of those that go last, such as ``"m*"`` for random heads beside all MLPs, which a method that
+            trains masks often keeps; they count as kept.
         seed: of the choices.
+
+    Raises:
+        ValueError: a number is out of range; or in :meth:`find`, a name matches nothing.
 
     Example:
         >>> import tlprune as tp
@@ -79,12 +85,14 @@ class RandomNodes(NodeScoring):
     """
 
     pattern: str = "a*|m*"
+    include: str | None = None
     seed: int = 0
 
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
     ) -> Float[Tensor, "site"]:
-        return _falling(_shuffled(len(sites), self.seed))
+        values = _falling(_shuffled(len(sites), self.seed))
+        return values if self.include is None else values + len(sites) * chosen(sites, self.include)
 
 
 def _falling(order: Int[Tensor, "site"]) -> Float[Tensor, "site"]:
