@@ -118,8 +118,9 @@ def test_what_is_not_within_blocks_or_of_this_model_is_refused(model: Any) -> No
         without(model, tp.Circuit.from_names(tp.weights(model, "embed.W_E"), ["embed.W_E[0,0]"]))
     with pytest.raises(ValueError, match="must be weights within blocks"):
         without(model, tp.Circuit.from_names(tp.heads(model), ["a0.h0"]))
-    with pytest.raises(ValueError):
-        without(model, circuit_of(bridged("llama")))
+    other = circuit_of(bridged("llama"))
+    with pytest.raises(ValueError, match=r"blocks\.1"):
+        without(model, other)
 
 
 def test_held_weights_are_exactly_zero_after_steps_and_free_ones_return(model: Any, tmp_path: Path) -> None:
@@ -234,13 +235,6 @@ def test_a_stopped_run_goes_on_and_answers_the_same(
     assert lines[0] == lines[1]
 
 
-def test_a_model_that_predicts_no_next_token_is_refused(bert: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="last token of a decoder"):
-        sites = tp.weights(bert, "blocks.0.mlp.W_in")
-        circuit = tp.Circuit(sites, torch.zeros(len(sites), dtype=torch.bool))
-        downstream(bert, circuit, questions(120), PLAN, out=tmp_path)
-
-
 def figures() -> Downstream:
     generator = torch.Generator().manual_seed(0)
 
@@ -263,7 +257,8 @@ def test_figures_are_paired_by_question() -> None:
     assert difference.sign == -1
     assert found.difference("head", "random", "whole").sign == 0
     p = found.p_values()
-    assert p["head", "without", "whole"] < 0.001 < 0.1 < p["head", "random", "whole"]
+    assert p["head", "without", "whole"] < 0.001
+    assert p["head", "random", "whole"] > 0.1
     assert found.seeds("head", "whole") == [sum(one.right) / 40 for one in found.answers if one.variant == "whole"]
     data = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert (data["questions"], len(data["accuracy"]), len(data["differences"])) == (40, 3, 3)
@@ -276,7 +271,7 @@ def test_figures_are_paired_by_question() -> None:
 
 @pytest.mark.parametrize("wrong", [{"ways": ()}, {"ways": ("all",)}, {"seeds": (1, 1)}, {"removed": "kept"}])
 def test_plans_that_say_nothing_sensible_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="Ways are|Choose one"):
+    with pytest.raises(ValueError, match=r"Ways are|Choose one"):
         replace(PLAN, **wrong)
 
 

@@ -67,6 +67,18 @@ def downstream(
 
     Source: the comparison that Bayazit et al. (EMNLP 2024) name for later work; heads as in Radford et al., "Improving
     Language Understanding by Generative Pre-Training" (2018), section 3.3.
+
+    Example:
+        >>> import tempfile
+        >>> import tlprune as tp
+        >>> model = tp.load("world", device="cpu")
+        >>> circuit = tp.Circuit.from_names(tp.weights(model), ["blocks.3.mlp.W_out[7,5]"])
+        >>> names = ("ash", "elm", "fir", "oak", "yew")
+        >>> asked = Questions("trees", names, (("a tree", "a stone"),) * 5, (0,) * 5)
+        >>> plan = DownstreamPlan(ways=("likelihood",), seeds=(0,), dev_count=1, test_count=3)
+        >>> found = downstream(model, circuit, asked, plan, out=tempfile.mkdtemp())
+        >>> found.guessing, len(found.answers)
+        (0.5, 3)
     """
     plan = plan or DownstreamPlan()
     splits = divided_questions(
