@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from tlprune.interop.mib import to_mib as to_mib
     from tlprune.interop.mib_submission import check_mib_submission as check_mib_submission
     from tlprune.interop.mib_submission import mib_submission as mib_submission
+    from tlprune.knowledge.downstream import downstream as downstream
+    from tlprune.knowledge.downstream_plan import DownstreamPlan as DownstreamPlan
+    from tlprune.knowledge.structure import Structure as Structure
+    from tlprune.knowledge.structure import structure as structure
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -182,6 +186,10 @@ _HOMES = {
     "to_mib": "interop.mib",
     "check_mib_submission": "interop.mib_submission",
     "mib_submission": "interop.mib_submission",
+    "downstream": "knowledge.downstream",
+    "DownstreamPlan": "knowledge.downstream_plan",
+    "Structure": "knowledge.structure",
+    "structure": "knowledge.structure",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",

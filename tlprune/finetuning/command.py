@@ -98,8 +98,24 @@ def _pretrained(name: str, examples: Labelled) -> tuple[Any, Any]:
 
 
 def _run(training: Training, plan: FineTune) -> dict[str, Any]:
+    descend(training, plan, plan.fixed() | {"data": fingerprints(training)})
+    return _finish(training, plan)
+
+
+def fingerprints(training: Training) -> dict[str, str]:
+    """Of the examples of each split."""
+    return {name: one.fingerprint for name, one in training.splits.items()}
+
+
+def descend(training: Training, plan: FineTune, settings: Mapping[str, Any]) -> None:
+    """Take all steps, from the checkpoint on if there is one, and write their records.
+
+    Args:
+        training: before its first step.
+        plan: how often is measured, and where everything is written.
+        settings: what decides the result: a checkpoint under others is refused.
+    """
     out, count = plan.out, len(training.splits["train"])
-    settings = plan.fixed() | {"data": {name: one.fingerprint for name, one in training.splits.items()}}
     if (out / CHECKPOINT).exists():
         training.resume(out, settings)
     _keep_lines(out / METRICS, training.done)
@@ -116,7 +132,6 @@ def _run(training: Training, plan: FineTune) -> dict[str, Any]:
                 _write(training, plan.out / f"step-{training.done}")
             if training.done % plan.checkpoint_every == 0 or training.done == training.steps:
                 training.save(out, settings)
-    return _finish(training, plan)
 
 
 def _keep_lines(path: Path, done: int) -> None:

@@ -14,6 +14,7 @@ from tlprune.learning.correlations import confusion, f1, matthews, pearson, spea
 from tlprune.statistic import Statistic
 from tlprune.tasks.labelled.data import Labelled
 from tlprune.tasks.labelled.encoding import Encoded, padded
+from tlprune.tasks.questions import Questions
 
 Outputs = Float[Tensor, "example output"]
 
@@ -26,7 +27,7 @@ def inputs_of(rows: Sequence[Encoded], tokenizer: Any, device: torch.device) -> 
     return found if tokens.token_types is None else found | {"token_type_ids": tokens.token_types}
 
 
-def loss_of(outputs: Outputs, examples: Labelled) -> Float[Tensor, ""]:
+def loss_of(outputs: Outputs, examples: Labelled | Questions) -> Float[Tensor, ""]:
     """Cross entropy of the right classes in nats, or the mean squared error of a regression."""
     if examples.regression:
         return F.mse_loss(outputs[:, 0].float(), torch.tensor(examples.labels, device=outputs.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,9 @@ from tlprune.files import read_tensors, write_tensors
 from tlprune.finetuning.measuring import figures_of, inputs_of, loss_of, outputs_on
 from tlprune.finetuning.plan import FineTune, batches
 from tlprune.learning.settings import differences
-from tlprune.tasks.labelled.data import Labelled
-from tlprune.tasks.labelled.encoding import Encoded, encode
+from tlprune.tasks.labelled.encoding import encode
 
+Examples = Any  # of one kind: Labelled, or Questions where choices are scored
 CHECKPOINT = "checkpoint.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -51,7 +51,7 @@ class Training:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, splits: Mapping[str, Labelled], plan: FineTune, *, by: str, accelerator: Any
+        self, model: Any, tokenizer: Any, splits: Mapping[str, Examples], plan: FineTune, *, by: str, accelerator: Any
     ) -> None:
         self.plan, self.tokenizer, self.splits, self.by, self.accelerator = plan, tokenizer, splits, by, accelerator
         optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.rate)
@@ -62,7 +62,7 @@ class Training:
         self.order = lru_cache(1)(self._order)
         self.done, self.best = 0, Best()
 
-    def encoded(self, split: str) -> list[Encoded]:
+    def encoded(self, split: str) -> Sequence[Any]:
         """Token ids of a split."""
         return encode(self.tokenizer, self.splits[split].prompts(), max_length=self.plan.max_length)
 
@@ -85,8 +85,7 @@ class Training:
     def _descend(self, chosen: list[int]) -> float:
         self.model.train()
         rows = [self.rows["train"][row] for row in chosen]
-        outputs = self.model(**inputs_of(rows, self.tokenizer, self.accelerator.device)).logits
-        loss = loss_of(outputs, self.splits["train"].rows(chosen))
+        loss = loss_of(self.outputs(rows), self.splits["train"].rows(chosen))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -98,6 +97,10 @@ class Training:
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         self.optimiser.step()
         return value
+
+    def outputs(self, rows: Sequence[Any]) -> Tensor:
+        """What the model says of encoded examples, with gradients."""
+        return self.model(**inputs_of(rows, self.tokenizer, self.accelerator.device)).logits
 
     def figures(self, split: str) -> dict[str, float]:
         """Of the model as it is, on one of the splits."""

@@ -1,0 +1,46 @@
+"""``tlprune knowledge finetune``: multiple choice after the subnetwork was removed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from tlprune.knowledge.commands.saved import circuit_in, model_of
+from tlprune.knowledge.downstream import downstream
+from tlprune.knowledge.downstream_plan import DownstreamPlan
+from tlprune.studies.commands.writing import write
+from tlprune.tasks.questions import read_questions
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune the model on multiple choice whole, without the subnetwork and without a random one, and compare.
+
+    Attributes:
+        folder: a directory with circuit.safetensors or circuit.json, or the file.
+        questions: a file of questions, choices and answers; by default CommonsenseQA's development set in
+            TLPRUNE_DATA.
+        model: by default the one that the subnetwork was found on.
+        out: directory for the runs, downstream.json and downstream.html; by default downstream in the folder. The
+            same command goes on where it was stopped.
+        plan: settings of the fine-tuning.
+    """
+
+    folder: Positional[Path]
+    questions: Path | None = None
+    model: str | None = None
+    out: Path | None = None
+    plan: OmitArgPrefixes[DownstreamPlan] = dataclasses.field(default_factory=DownstreamPlan)
+
+
+def finetune(settings: Finetune) -> str:
+    """Do it and write the comparison; what to print."""
+    folder = settings.folder
+    circuit, questions = circuit_in(folder), read_questions(settings.questions)
+    model = model_of(circuit, settings.model, "cpu" if settings.plan.device == "cpu" else None)
+    out = settings.out or (folder.parent if folder.is_file() else folder) / "downstream"
+    found = downstream(model, circuit, questions, settings.plan, out=out)
+    return f"{found}\n\n{write(out, 'downstream', found, title=f'Multiple choice without {folder}')}"

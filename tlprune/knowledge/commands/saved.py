@@ -1,0 +1,47 @@
+"""A saved subnetwork of weights, and the model that it was found on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tlprune.circuit import Circuit
+from tlprune.models.load import load
+from tlprune.scores import Scores
+
+NAMES = ("circuit.safetensors", "circuit.json")
+SCORES = ("scores.safetensors", "scores.json")
+
+
+def circuit_in(path: Path) -> Circuit:
+    """The circuit of a file, or of a folder that has one.
+
+    Raises:
+        ValueError: there is none, or it is not whole.
+    """
+    found = path if path.is_file() else next((path / name for name in NAMES if (path / name).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"A subnetwork is read from {' or '.join(NAMES)} but {path} has neither. Give the folder of a run, or the "
+            "file."
+        )
+    return Circuit.load(found)
+
+
+def scores_in(path: Path) -> Scores | None:
+    """The scores beside a circuit, where they were saved."""
+    folder = path.parent if path.is_file() else path
+    found = next((folder / name for name in SCORES if (folder / name).is_file()), None)
+    return None if found is None else Scores.load(found)
+
+
+def model_of(circuit: Circuit, name: str | None, device: str | None) -> Any:
+    """The named model, or the one that the circuit's command was given.
+
+    Raises:
+        ValueError: neither names one.
+    """
+    known = name or circuit.provenance.get("command", {}).get("model")
+    if known is None:
+        raise ValueError("The circuit does not say which model it is of. Give --model.")
+    return load(known, device=device)
