@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from tlprune.interop.mib import to_mib as to_mib
     from tlprune.interop.mib_submission import check_mib_submission as check_mib_submission
     from tlprune.interop.mib_submission import mib_submission as mib_submission
+    from tlprune.knowledge.baselines import knowledge_baseline as knowledge_baseline
+    from tlprune.knowledge.figures import KnowledgeFigures as KnowledgeFigures
+    from tlprune.knowledge.figures import knowledge_figures as knowledge_figures
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -182,6 +185,9 @@ _HOMES = {
     "to_mib": "interop.mib",
     "check_mib_submission": "interop.mib_submission",
     "mib_submission": "interop.mib_submission",
+    "knowledge_baseline": "knowledge.baselines",
+    "KnowledgeFigures": "knowledge.figures",
+    "knowledge_figures": "knowledge.figures",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",
