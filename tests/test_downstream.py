@@ -83,7 +83,7 @@ def test_likelihoods_are_means_over_the_choices_tokens(model: Any) -> None:
         for place, choice in enumerate(choices):
             question, own = (tokenizer()(words)["input_ids"] for words in (text, choice))
             logs = exported(torch.tensor([question + own])).logits[0].log_softmax(-1)
-            told = [float(logs[len(question) + n - 1, token]) for n, token in enumerate(own)]
+            told = [float(logs[len(question) + n - 1, token].detach()) for n, token in enumerate(own)]
             assert float(found[row, place]) == pytest.approx(sum(told) / len(told), abs=1e-5)
 
 
