@@ -39,7 +39,7 @@ def without(model: Any, circuit: Circuit | None) -> tuple[Any, dict[str, Tensor]
         >>> exported, removed = without(model, circuit)
         >>> {name: int(where.sum()) for name, where in removed.items()}
         {'transformer.h.0.attn.c_attn.weight': 1, 'transformer.h.0.mlp.c_fc.weight': 1}
-        >>> float(exported.transformer.h[0].mlp.c_fc.weight[2, 5])
+        >>> exported.transformer.h[0].mlp.c_fc.weight[2, 5].item()
         0.0
     """
     exported = to_huggingface(model)
