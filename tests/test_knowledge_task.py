@@ -83,6 +83,21 @@ def test_templates_are_numbered_and_named(task, testbed):
         assert template in TESTBED_TEMPLATES[relation].test
 
 
+def test_sentences_of_a_fact_have_its_number(task, testbed):
+    for stream, facts in {"main": 12, "control": 14}.items():
+        batch = task.streams[stream].test
+        said: dict[int, set[str]] = {}
+        for number, ids, label in zip(batch.groups.tolist(), batch.clean.ids, batch.labels, strict=True):
+            text = testbed.decode(ids, skip_special_tokens=True)
+            words = task.label_names[label].replace("{tail}", "").split("{head}")
+            for word in words:
+                text = text.replace(word.strip(), "")
+            said.setdefault(number, set()).add(" ".join(text.split()))
+        assert [len(texts) for texts in said.values()] == [1] * len(said), "a fact has one head and one tail"
+        assert len({next(iter(texts)) for texts in said.values()}) == len(said) == facts
+        assert list(said) == [*range(len(said))]
+
+
 def test_byte_pairs_take_the_space_with_the_tail(gpt2):
     facts = worded([Fact("Vienna", "in", "Austria")], {"in": ["{head} lies in {tail}"]})
     others = worded([Fact(name, "in", "France") for name in ("Paris", "Lyon", "Nice")], {"in": ["{head} is in {tail}"]})

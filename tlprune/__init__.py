@@ -47,8 +47,11 @@ if TYPE_CHECKING:
     from tlprune.interop.mib import to_mib as to_mib
     from tlprune.interop.mib_submission import check_mib_submission as check_mib_submission
     from tlprune.interop.mib_submission import mib_submission as mib_submission
+    from tlprune.knowledge.baselines import knowledge_baseline as knowledge_baseline
     from tlprune.knowledge.downstream import downstream as downstream
     from tlprune.knowledge.downstream_plan import DownstreamPlan as DownstreamPlan
+    from tlprune.knowledge.figures import KnowledgeFigures as KnowledgeFigures
+    from tlprune.knowledge.figures import knowledge_figures as knowledge_figures
     from tlprune.knowledge.structure import Structure as Structure
     from tlprune.knowledge.structure import structure as structure
     from tlprune.learning.budgets import Lagrangian as Lagrangian
@@ -190,6 +193,9 @@ _HOMES = {
     "DownstreamPlan": "knowledge.downstream_plan",
     "Structure": "knowledge.structure",
     "structure": "knowledge.structure",
+    "knowledge_baseline": "knowledge.baselines",
+    "KnowledgeFigures": "knowledge.figures",
+    "knowledge_figures": "knowledge.figures",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",

@@ -97,6 +97,8 @@ class Batch:
         accepted: the classes that count as right, where more than one does, ``(example, class)``; ``answers`` has one
             of them. HANS accepts neutral and contradiction of a model of MNLI.
         targets: the numbers that a regression is to give; its answers and foils are -100.
+        groups: a number that examples share which say the same, such as paraphrases of one fact; intervals draw them
+            together. ``None`` where each stands for itself. It decides nothing of what is computed of an example.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 7], [5, 8, 7]])
@@ -117,6 +119,7 @@ class Batch:
     span_names: tuple[str, ...] = ()
     accepted: Bool[Tensor, "example class"] | None = None
     targets: Float[Tensor, "example"] | None = None
+    groups: Int[Tensor, "example"] | None = None
 
     def __post_init__(self) -> None:
         if self.clean.ids.shape != self.corrupt.ids.shape:
@@ -124,11 +127,12 @@ class Batch:
                 f"A batch needs clean and corrupted prompts of one shape but got {tuple(self.clean.ids.shape)} "
                 f"and {tuple(self.corrupt.ids.shape)}. Give each prompt a twin with as many tokens."
             )
-        if self.labels is not None and len(self.labels) != len(self):
-            raise ValueError(
-                f"A batch of {len(self)} examples needs as many labels but got {len(self.labels)}. "
-                "Give each example one."
-            )
+        for name in ("labels", "groups"):
+            if (numbers := getattr(self, name)) is not None and len(numbers) != len(self):
+                raise ValueError(
+                    f"A batch of {len(self)} examples needs as many {name} but got {len(numbers)}. "
+                    "Give each example one."
+                )
         if self.spans is not None and int(self.spans.max()) >= len(self.span_names):
             raise ValueError(
                 f"Spans are numbered up to {int(self.spans.max())} but have {len(self.span_names)} names. Give each "

@@ -44,9 +44,10 @@ def knowledge(
     template and in those held out for the test. ``"text"`` has blocks of plain text (ControlLM), read everywhere.
 
     A sentence of a fact ends with its tail, a single token, and ``batch.positions`` is the place in front of it.
-    Templates are numbered by ``batch.labels`` and named by ``task.label_names``. Twins are the prompts themselves:
-    nothing is exchanged. Training examples of the main stream stand in the order of the target facts, which
-    ``task.options["target"]`` lists; a held-out split has all sentences of the first fact, then of the next.
+    Templates are numbered by ``batch.labels`` and named by ``task.label_names``, facts within a split by
+    ``batch.groups``. Twins are the prompts themselves: nothing is exchanged. Training examples of the main stream stand
+    in the order of the target facts, which ``task.options["target"]`` lists; a held-out split has all sentences of the
+    first fact, then of the next.
 
     Args:
         model: a model with a tokenizer; or a tokenizer, for which a fact's first template is taken and nothing of what
@@ -178,6 +179,7 @@ def _of_control(facts: Sequence[Chosen], held_out: float, seed: int) -> list[lis
 
 def _batch(sentences: Sequence[Sentence], names: Sequence[str], padding: int) -> Batch:
     tokens = side_by_side(sentences, padding)
+    numbers = {fact: number for number, fact in enumerate(dict.fromkeys(one.fact for one in sentences))}
     return Batch(
         index=torch.arange(len(sentences)),
         clean=tokens,
@@ -186,6 +188,7 @@ def _batch(sentences: Sequence[Sentence], names: Sequence[str], padding: int) ->
         answers=torch.tensor([[one.tail] for one in sentences]),
         foils=torch.full((len(sentences), 1), -100),
         labels=torch.tensor([names.index(one.template) for one in sentences]),
+        groups=torch.tensor([numbers[one.fact] for one in sentences]),
     )
 
 
