@@ -52,8 +52,12 @@ if TYPE_CHECKING:
     from tlprune.knowledge.downstream_plan import DownstreamPlan as DownstreamPlan
     from tlprune.knowledge.figures import KnowledgeFigures as KnowledgeFigures
     from tlprune.knowledge.figures import knowledge_figures as knowledge_figures
+    from tlprune.knowledge.finding import knowledge_subnetworks as knowledge_subnetworks
+    from tlprune.knowledge.resizing import knowledge_sensitivity as knowledge_sensitivity
+    from tlprune.knowledge.seeds import KnowledgeSeeds as KnowledgeSeeds
     from tlprune.knowledge.structure import Structure as Structure
     from tlprune.knowledge.structure import structure as structure
+    from tlprune.knowledge.tradeoff import knowledge_tradeoff as knowledge_tradeoff
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
     from tlprune.learning.fit import fit as fit
@@ -196,6 +200,10 @@ _HOMES = {
     "knowledge_baseline": "knowledge.baselines",
     "KnowledgeFigures": "knowledge.figures",
     "knowledge_figures": "knowledge.figures",
+    "knowledge_subnetworks": "knowledge.finding",
+    "knowledge_sensitivity": "knowledge.resizing",
+    "KnowledgeSeeds": "knowledge.seeds",
+    "knowledge_tradeoff": "knowledge.tradeoff",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
     "fit": "learning.fit",
