@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ def knowledge_subnetworks(
     *,
     seeds: Sequence[int] = SEEDS,
     out: str | Path | None = None,
+    command: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> dict[int, Circuit]:
@@ -35,6 +36,7 @@ def knowledge_subnetworks(
         seeds: of the method; by default the source's.
         out: a folder for ``seed-84.safetensors`` and its training record. Called again with the same settings, found
             subnetworks are read and a search that was stopped goes on from its checkpoint.
+        command: what made them, for their provenance.
         tell: is called with a line for each subnetwork.
         progress: whether to show a progress bar for each search.
 
@@ -46,7 +48,7 @@ def knowledge_subnetworks(
     found = {}
     for seed in dict.fromkeys(seeds):
         path = None if out is None else path_of(Path(out), seed)
-        found[seed] = found_at(path, model, task, replace(method, seed=seed), progress=progress)
+        found[seed] = found_at(path, model, task, replace(method, seed=seed), command, progress=progress)
         if tell is not None:
             tell(f"seed {seed}: {found[seed]}")
     return found
@@ -71,7 +73,13 @@ def read_seeds(folder: str | Path) -> dict[int, Circuit]:
 
 
 def found_at(
-    path: Path | None, model: Any, task: Task, method: KnowledgeSubnetwork, *, progress: bool = False
+    path: Path | None,
+    model: Any,
+    task: Task,
+    method: KnowledgeSubnetwork,
+    command: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = False,
 ) -> Circuit:
     """A subnetwork: read where it is in its file, else found and written there.
 
@@ -85,6 +93,7 @@ def found_at(
     path.parent.mkdir(parents=True, exist_ok=True)
     records, checkpoint = path.with_suffix(".jsonl"), path.with_suffix(".checkpoint")
     found = method.find(model, task, metrics=records, checkpoint=checkpoint, progress=progress)
+    found = found.like(found.kept, {**found.provenance, **({"command": dict(command)} if command else {})})
     found.save(path)
     checkpoint.unlink(missing_ok=True)
     return found
