@@ -48,7 +48,7 @@ FULL = Subject("", "full")
 
 @dataclass(frozen=True)
 class KnowledgeFigures:
-    """Runs of the same model in the same cases; printing it gives two tables.
+    """Runs of the same model in the same cases; printing it gives a table, and one of the target by template.
 
     Attributes:
         sizes: of each circuit: how many sites it has.
@@ -139,6 +139,7 @@ class KnowledgeFigures:
         rows = [
             [str(case), str(self.found[FULL][case].units), *(_times(self.found[one][case].ratio) for one in others)]
             for case in self.templates
+            if case.stream == MAIN
         ]
         return aligned(["perplexity over the full model's", "facts", *map(str, others)], rows) if rows else []
 

@@ -16,6 +16,6 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
     "find": ("find a subnetwork for each seed", Command, find),
     "evaluate": ("what is forgotten without them and what is kept, beside chance", Evaluate, evaluate),
     "tradeoff": ("size against forgetting, over prices", Trade, trade),
-    "structure": ("where the weights of a subnetwork lie, beside chance", Lie, lie),
     "finetune": ("multiple choice after the subnetwork was removed", Finetune, finetune),
+    "structure": ("where the weights of a subnetwork lie, beside chance", Lie, lie),
 }
