@@ -20,7 +20,8 @@ from tlprune.finetuning.choice_training import choice_training, new_chooser
 from tlprune.finetuning.choosing import encode_choices, likelihoods_on, scores_of, scores_on
 from tlprune.finetuning.removing import without
 from tlprune.finetuning.training import Training
-from tlprune.knowledge.downstream import ANSWERS, downstream, random_alike
+from tlprune.knowledge.baselines import knowledge_baseline
+from tlprune.knowledge.downstream import ANSWERS, downstream
 from tlprune.knowledge.downstream_plan import VARIANTS, DownstreamPlan
 from tlprune.knowledge.downstream_result import Answers, Downstream
 from tlprune.tasks.questions import Questions, divided_questions
@@ -184,12 +185,12 @@ def test_updates_without_peft_say_what_to_install(model: Any, monkeypatch: pytes
 
 def test_a_random_removal_has_as_many_of_each_matrix(model: Any) -> None:
     circuit = circuit_of(model)
-    group, other = circuit.sites.groups[0], random_alike(circuit, seed=1)
+    group, other = circuit.sites.groups[0], knowledge_baseline(model, circuit, seed=1)
     counts = [[int(part.sum()) for part in one.kept.split(group.sizes)] for one in (circuit, other)]
     assert counts[0] == counts[1]
     assert other != circuit
-    assert other != random_alike(circuit, seed=2)
-    assert other == random_alike(circuit, seed=1)
+    assert other != knowledge_baseline(model, circuit, seed=2)
+    assert other == knowledge_baseline(model, circuit, seed=1)
 
 
 def test_models_learn_and_are_asked_the_same(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,10 @@ from tlprune.finetuning.command import descend, fingerprints
 from tlprune.finetuning.plan import FineTune
 from tlprune.finetuning.removing import without
 from tlprune.finetuning.training import clear
+from tlprune.knowledge.baselines import knowledge_baseline
 from tlprune.knowledge.downstream_plan import VARIANTS, DownstreamPlan, Variant, Way
 from tlprune.knowledge.downstream_result import Answers, Downstream
 from tlprune.learning.settings import differences
-from tlprune.sites import Weights
 from tlprune.tasks.questions import Questions, divided_questions
 
 ANSWERS = "answers.json"
@@ -94,23 +94,13 @@ def downstream(
     return Downstream(tuple(found), plan.removed, len(circuit), len(circuit.sites), test.guessing)
 
 
-def random_alike(circuit: Circuit, *, seed: int) -> Circuit:
-    """As many random sites of each matrix."""
-    group = circuit.sites.groups[0]
-    assert isinstance(group, Weights)
-    generator, parts = torch.Generator().manual_seed(seed), circuit.kept.split(group.sizes)
-    shuffled = [part[torch.randperm(len(part), generator=generator)] for part in parts]
-    model = {"model": circuit.provenance["model"]} if "model" in circuit.provenance else {}
-    return circuit.like(torch.cat(shuffled), model | {"method": {"name": "random_alike", "seed": seed}})
-
-
 def _answers(
     model: Any, circuit: Circuit, splits: Mapping[str, Questions], plan: DownstreamPlan, run: _Run, folder: Path
 ) -> Answers:
     settings = _settings(model, circuit, splits, plan, run)
     if (folder / ANSWERS).exists():
         return _read(folder, settings, run)
-    exported, removed = without(model, _circuit_of(circuit, run))
+    exported, removed = without(model, _circuit_of(model, circuit, run))
     _refuse_other_models(exported, model)
     folder.mkdir(parents=True, exist_ok=True)
     rows, right = splits["test"], torch.tensor(splits["test"].labels)
@@ -149,10 +139,10 @@ def _trained(
         return training.scores("test")
 
 
-def _circuit_of(circuit: Circuit, run: _Run) -> Circuit | None:
+def _circuit_of(model: Any, circuit: Circuit, run: _Run) -> Circuit | None:
     if run.variant == "whole":
         return None
-    return circuit if run.variant == "without" else random_alike(circuit, seed=run.seed)
+    return circuit if run.variant == "without" else knowledge_baseline(model, circuit, seed=run.seed)
 
 
 def _settings(
