@@ -106,3 +106,21 @@ def test_a_task_that_has_changed_is_refused(folder: Path, tmp_path: Path, capsys
     (tmp_path / "seed-5.safetensors").write_bytes((folder / "seed-5.safetensors").read_bytes())
     assert main(["knowledge", "evaluate", str(tmp_path), "--device", "cpu"]) == 2
     assert "were found on examples" in capsys.readouterr().err
+
+
+def test_structure_reads_what_find_wrote(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The subnetwork of a seed by its file, or by the folder where there is no other."""
+    files = sorted(folder.glob("seed-*.safetensors"))
+    assert len(files) > 1
+    assert main(["knowledge", "structure", str(folder), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "one for each seed" in error
+    assert all(str(file) in error for file in files)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / files[0].name).write_bytes(files[0].read_bytes())
+    printed = []
+    for given in (files[0], alone):
+        assert main(["knowledge", "structure", str(given), "--out", str(tmp_path / "out")]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]

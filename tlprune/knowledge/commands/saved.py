@@ -14,18 +14,23 @@ SCORES = ("scores.safetensors", "scores.json")
 
 
 def circuit_in(path: Path) -> Circuit:
-    """The circuit of a file, or of a folder that has one.
+    """The circuit of a file, or of a folder that has one: that of a run, or of a search with one seed.
 
     Raises:
-        ValueError: there is none, or it is not whole.
+        ValueError: there is none, or one for each of several seeds, or it is not whole.
     """
-    found = path if path.is_file() else next((path / name for name in NAMES if (path / name).is_file()), None)
-    if found is None:
+    if path.is_file():
+        return Circuit.load(path)
+    found = [path / name for name in NAMES if (path / name).is_file()][:1] or sorted(path.glob("seed-*.safetensors"))
+    if len(found) > 1:
+        files = ", ".join(str(one) for one in found)
+        raise ValueError(f"One subnetwork is needed but {path} has one for each seed. Give one of {files}.")
+    if not found:
         raise ValueError(
             f"A subnetwork is read from {' or '.join(NAMES)} but {path} has neither. Give the folder of a run, or the "
             "file."
         )
-    return Circuit.load(found)
+    return Circuit.load(found[0])
 
 
 def scores_in(path: Path) -> Scores | None:
