@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tlprune.backends import backend_of
 from tlprune.circuit import Circuit
 from tlprune.methods.knowledge import KnowledgeSubnetwork
-from tlprune.methods.provenance import plain
+from tlprune.methods.provenance import check_settings
 from tlprune.task import Task
 
 SEEDS = (84, 1318, 735)  # of the source
@@ -89,32 +88,13 @@ def found_at(
     if path is None:
         return method.find(model, task, progress=progress)
     if path.exists():
-        return _same(path, model, task, method)
+        known = Circuit.load(path)
+        check_settings(known.provenance, path, method, model, task.discovery)
+        return known
     path.parent.mkdir(parents=True, exist_ok=True)
     records, checkpoint = path.with_suffix(".jsonl"), path.with_suffix(".checkpoint")
     found = method.find(model, task, metrics=records, checkpoint=checkpoint, progress=progress)
     found = found.like(found.kept, {**found.provenance, **({"command": dict(command)} if command else {})})
     found.save(path)
     checkpoint.unlink(missing_ok=True)
-    return found
-
-
-def _same(path: Path, model: Any, task: Task, method: KnowledgeSubnetwork) -> Circuit:
-    found = Circuit.load(path)
-    known = {
-        "method": found.provenance.get("method"),
-        "task": found.provenance.get("task", {}).get("fingerprint"),
-        "model": found.provenance.get("model", {}).get("weights"),
-    }
-    own = {
-        "method": plain(method),
-        "task": task.fingerprint,
-        "model": backend_of(model).fingerprint()["weights"],
-    }
-    differing = [name for name, value in own.items() if known[name] != value]
-    if differing:
-        raise ValueError(
-            f"A search goes on with the same settings only, but {path} is of another {' and '.join(differing)}. Give "
-            "the same, or another folder."
-        )
     return found

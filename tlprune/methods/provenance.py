@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from tlprune.backends import backend_of
@@ -58,6 +59,39 @@ def provenance_of(method: Any, model: Any, *, discovery: Discovery, sites: Sites
         "ablation": ablation.as_dict(),
         "versions": versions(),
     }
+
+
+def check_settings(
+    found: Mapping[str, Any],
+    path: Path,
+    method: Any,
+    model: Any,
+    discovery: Discovery,
+    ablation: Ablation | None = None,
+) -> None:
+    """Raise a ValueError unless what a file holds was found by this method, on this model and task.
+
+    Args:
+        found: the provenance of what the file holds.
+        path: the file.
+        method: with its seed.
+        model: that it is to be of.
+        discovery: of the task.
+        ablation: what replaced ablated sites, where that is no setting of the method.
+    """
+    own = {
+        "method": (plain(method), found.get("method")),
+        "task": (discovery.provenance["fingerprint"], found.get("task", {}).get("fingerprint")),
+        "model": (backend_of(model).fingerprint()["weights"], found.get("model", {}).get("weights")),
+    }
+    if ablation is not None:
+        own["ablation"] = (ablation.as_dict(), found.get("ablation"))
+    differing = [name for name, (wanted, told) in own.items() if wanted != told]
+    if differing:
+        raise ValueError(
+            f"A search goes on with the same settings only, but {path} is of another {' and '.join(differing)}. "
+            "Give the same, or another folder."
+        )
 
 
 def plain(value: Any) -> Any:

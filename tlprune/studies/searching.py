@@ -15,7 +15,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.masking.means import Mean, MeasuredMean
 from tlprune.methods.ablations import ablation_for
 from tlprune.methods.heuristic_core import HeuristicCore
-from tlprune.methods.provenance import plain
+from tlprune.methods.provenance import check_settings, plain
 from tlprune.methods.scoring import Scoring
 from tlprune.scores import Scores
 from tlprune.studies.collection import Run, Subnetworks, path_of, run_of
@@ -163,28 +163,5 @@ class _Search:
     def check(self, method: Any) -> None:
         """Raise a ValueError if any subnetwork of the folder has other settings, whatever its sparsity and seed."""
         for path in sorted(self.folder.glob("sparsity-*/*.json")) if self.folder is not None else ():
-            self._check(Circuit.load(path), _method_of(run_of(path), method), path)
-
-    def _check(self, found: Circuit, method: Any, path: Path) -> None:
-        own, known = self._settings(method), found.provenance
-        told = {
-            "method": known.get("method"),
-            "task": known.get("task", {}).get("fingerprint"),
-            "model": known.get("model", {}).get("weights"),
-            "ablation": known.get("ablation"),
-        }
-        differing = [name for name, value in own.items() if told[name] != value]
-        if differing:
-            raise ValueError(
-                f"A study goes on with the same settings only, but {path} is of another {' and '.join(differing)}. "
-                "Give the same, or another folder."
-            )
-
-    def _settings(self, method: Any) -> dict[str, Any]:
-        """What decides a subnetwork, as its provenance has it."""
-        return {
-            "method": plain(method),
-            "task": self.discovery.provenance["fingerprint"],
-            "model": backend_of(self.model).fingerprint()["weights"],
-            "ablation": self.ablation.as_dict(),
-        }
+            own, known = _method_of(run_of(path), method), Circuit.load(path).provenance
+            check_settings(known, path, own, self.model, self.discovery, self.ablation)
