@@ -34,6 +34,11 @@ def test_find_writes_circuits_that_say_where_they_are_from(folder: Path) -> None
     assert tp.method_from(found[7].provenance).seed == 7
 
 
+def test_find_takes_the_wordings(tmp_path: Path) -> None:
+    assert main(["knowledge", "find", *FIND, "--wordings", "all", "--seeds", "5", "--out", str(tmp_path)]) == 0
+    assert read_seeds(tmp_path)[5].provenance["task"]["options"]["wordings"] == "all"
+
+
 def test_find_goes_on_with_the_same_settings_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (folder / "seed-5.safetensors").stat().st_mtime_ns
     assert main(["knowledge", "find", *FIND, "--seeds", "5", "--out", str(folder)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from random import Random
@@ -81,6 +82,24 @@ def test_templates_are_numbered_and_named(task, testbed):
         ids = [testbed.bos_token_id, *testbed(template.format(head=head, tail=tail))["input_ids"]]
         assert test.clean.ids[row, : len(ids)].tolist() == ids
         assert template in TESTBED_TEMPLATES[relation].test
+
+
+def test_all_wordings_of_a_fact_are_trained_on_in_order(model, facts, task, testbed):
+    both = knowledge(model, facts[:12], facts[12:80], TEXT, known_rank=ANY_RANK, wordings="all")
+    train, best = both.discovery.train(), task.discovery.train()
+    said = [
+        [testbed.bos_token_id, *testbed(template.format(head=head, tail=tail))["input_ids"]]
+        for head, relation, tail in both.options["target"]
+        for template in TESTBED_TEMPLATES[relation].train
+    ]
+    assert [
+        ids[: int(length)].tolist() for ids, length in zip(train.clean.ids, train.clean.lengths, strict=True)
+    ] == said
+    assert len(train) > len(best)
+    assert {row for row in range(len(said)) for one in best.clean.ids.tolist() if one[: len(said[row])] == said[row]}
+    assert torch.equal(both.test.clean.ids, task.test.clean.ids), "held-out sentences are the same"
+    with pytest.raises(ValueError, match="wordings 'some'"):
+        inspect.unwrap(knowledge)(model, facts[:12], facts[12:80], TEXT, known_rank=ANY_RANK, wordings="some")
 
 
 def test_sentences_of_a_fact_have_its_number(task, testbed):

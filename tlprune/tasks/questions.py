@@ -100,29 +100,42 @@ def read_questions(source: Any = None) -> Questions:
 
 
 def divided_questions(
-    questions: Questions, *, train_count: int | None, validation_count: int, test_count: int, seed: int
+    questions: Questions,
+    *,
+    train_count: int | None,
+    validation_count: int,
+    test_count: int,
+    seed: int,
+    test: Questions | None = None,
 ) -> dict[str, Questions]:
     """Seeded draws for ``"train"``, ``"validation"`` and ``"test"``; no question's text is in two of them.
 
-    The test does not depend on the other counts, and the validation not on the number of training questions.
+    The test does not depend on the other counts, and the validation not on the number of training questions. Where
+    ``test`` is given it is the test, whole, and what else it has of ``questions`` is left out of the others.
 
     Raises:
         ValueError: there are fewer questions than asked for.
     """
+    asked = set(test.texts) if test is not None else set[str]()
     first: dict[str, int] = {}
     for row, text in enumerate(questions.texts):
-        first.setdefault(text, row)
+        if text not in asked:
+            first.setdefault(text, row)
     order = Random(seed).sample(list(first.values()), len(first))
-    left = len(order) - validation_count - test_count
+    held = 0 if test is not None else test_count
+    left = len(order) - validation_count - held
     wanted = left if train_count is None else train_count
     if min(wanted, validation_count, test_count) < 1 or wanted > left:
         raise ValueError(
             f"{questions.name} has {len(order)} different questions, but {wanted} for training, {validation_count} for "
-            f"validation and {test_count} for the test are asked for. Ask for at least 1 of each, and for fewer in all."
+            f"validation and {held} for the test are asked for. Ask for at least 1 of each, and for fewer in all."
         )
-    ends = (test_count, test_count + validation_count, test_count + validation_count + wanted)
-    test, validation, train = order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] : ends[2]]
-    return {name: questions.rows(rows) for name, rows in (("train", train), ("validation", validation), ("test", test))}
+    drawn, validation, train = order[:held], order[held : held + validation_count], order[held + validation_count :]
+    return {
+        "train": questions.rows(train[:wanted]),
+        "validation": questions.rows(validation),
+        "test": questions.rows(drawn) if test is None else test,
+    }
 
 
 def _published() -> Path:

@@ -14,6 +14,7 @@ from tlprune.knowledge.finding import SEEDS, knowledge_subnetworks
 from tlprune.methods.knowledge import KnowledgeSubnetwork
 from tlprune.studies.commands.methods import flags_of, method_of, told_of
 from tlprune.studies.commands.study import Study
+from tlprune.tasks.knowledge.building import Wordings
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Find:
         model: world, the model of the invented world; or gpt2 and others that tlprune discover takes.
         task: world, or knowledge-wordnet-building and the like.
         target: what the task is to forget, where it can be told: of the world a region or a relation.
+        wordings: best or all: the training templates in which a target fact is trained on, where that can be told.
         text_blocks: blocks of text to train on, where the task can be told.
         seeds: of the method, one subnetwork for each; by default the source's.
         out: directory for seed-84.safetensors and the like, and their training records.
@@ -34,6 +36,7 @@ class Find:
     model: str = "world"
     task: str = "world"
     target: str | None = None
+    wordings: Wordings | None = None
     text_blocks: int | None = None
     seeds: tuple[int, ...] = SEEDS
     out: Path = Path("runs/knowledge")
@@ -42,7 +45,12 @@ class Find:
 
     def told(self, method: KnowledgeSubnetwork) -> dict[str, object]:
         """What the other actions need to know."""
-        given = {"target": self.target, "text_blocks": self.text_blocks, "seed": self.task_seed}
+        given = {
+            "target": self.target,
+            "wordings": self.wordings,
+            "text_blocks": self.text_blocks,
+            "seed": self.task_seed,
+        }
         options = {name: value for name, value in given.items() if value is not None}
         return {"model": self.model, "task": self.task, "task_options": options, "method": told_of(method)}
 

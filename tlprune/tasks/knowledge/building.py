@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import torch
 
+from tlprune.choices import choice
 from tlprune.task import MAIN, Batch, Stream, Task, Tokenisation
 from tlprune.tasks.knowledge.facts import Fact, Worded
 from tlprune.tasks.knowledge.plain import PlainText, read_text, text_stream
@@ -21,9 +22,14 @@ from tlprune.tasks.tokenising import beginning, padding_token, tokenizer_of
 CONTROL, TEXT = "control", "text"
 SPLITS = ("train", "validation", "test")
 Unknown = Literal["warn", "raise", "skip"]
+Wordings = Literal["best", "all"]
+WORDINGS: dict[str, Callable[[Chosen], tuple[Sentence, ...]]] = {
+    "best": lambda one: (one.train,),
+    "all": lambda one: one.every,
+}
 
 
-def knowledge(
+def knowledge(  # noqa: PLR0913
     model: Any,
     target: Iterable[Worded],
     control: Iterable[Worded],
@@ -32,6 +38,7 @@ def knowledge(
     multi_token: MultiToken = "raise",
     unknown: Unknown = "warn",
     known_rank: int = 100,
+    wordings: Wordings = "best",
     held_out: float = 0.2,
     prepend_bos: bool | None = None,
     seed: int = 0,
@@ -39,15 +46,16 @@ def knowledge(
     """A task whose main stream are facts to be forgotten, beside two streams that are to stay as they are.
 
     ``"main"`` has the target facts (TargetKG), each in the training template whose tail has the lowest perplexity under
-    the model; in validation and test the same facts in held-out templates, or where there is none in the training one.
+    the model, or in all of them; in validation and test the same facts in held-out templates, or where there is none in
+    those for training.
     ``"control"`` has other facts (ControlKG): no fact is in two of its splits, and test facts come in their training
     template and in those held out for the test. ``"text"`` has blocks of plain text (ControlLM), read everywhere.
 
     A sentence of a fact ends with its tail, a single token, and ``batch.positions`` is the place in front of it.
     Templates are numbered by ``batch.labels`` and named by ``task.label_names``, facts within a split by
-    ``batch.groups``. Twins are the prompts themselves: nothing is exchanged. Training examples of the main stream stand
-    in the order of the target facts, which ``task.options["target"]`` lists; a held-out split has all sentences of the
-    first fact, then of the next.
+    ``batch.groups``. Twins are the prompts themselves: nothing is exchanged. Examples of the main stream stand in
+    the order of the target facts, which ``task.options["target"]`` lists: all sentences of the first fact, then of the
+    next.
 
     Args:
         model: a model with a tokenizer; or a tokenizer, for which a fact's first template is taken and nothing of what
@@ -61,6 +69,8 @@ def knowledge(
             in the chosen sentence. ``"warn"`` keeps them and says how many they are, ``"skip"`` leaves them out, and
             counts them.
         known_rank: the worst rank of a known tail; 1 is that of the most probable token.
+        wordings: in which of its training templates a target fact is trained on: the ``"best"``, as in the source, or
+            ``"all"``, so that less of what is found belongs to one wording.
         held_out: share of the control facts for validation, and again for the test, in (0, 0.5).
         prepend_bos: whether exactly one beginning-of-sequence token goes first; ``None`` means wherever the tokenizer
             has one.
@@ -98,7 +108,10 @@ def knowledge(
     known = _known(model, wanted, unknown, known_rank) if model is not tokenizer else wanted
     left_out["unknown"] = len(wanted) - len(known)
     _check_sets(known, kept, left_out)
-    sentences = {MAIN: _of_target(known), CONTROL: _of_control(kept, held_out, seed)}
+    sentences = {
+        MAIN: _of_target(known, choice("choice of wordings", wordings, WORDINGS)),
+        CONTROL: _of_control(kept, held_out, seed),
+    }
     names = list(dict.fromkeys(one.template for stream in sentences.values() for use in stream for one in use))
     streams = {
         name: Stream(*(_batch(use, names, padding_token(tokenizer)) for use in uses))
@@ -106,7 +119,7 @@ def knowledge(
     }
     streams[TEXT] = text_stream(model, _plain(text), prepend_bos=prepend_bos)
     options = {
-        "seed": seed, "held_out": held_out, "left_out": left_out,
+        "seed": seed, "held_out": held_out, "left_out": left_out, "wordings": wordings,
         "target": [[one.fact.head, one.fact.relation, one.fact.tail] for one in known],
         "control": _hash([one.fact for one in kept]),
     }  # fmt: skip
@@ -158,8 +171,8 @@ def _check_sets(target: Sequence[Chosen], control: Sequence[Chosen], left_out: d
         )
 
 
-def _of_target(facts: Sequence[Chosen]) -> list[list[Sentence]]:
-    train = [one.train for one in facts]
+def _of_target(facts: Sequence[Chosen], worded: Callable[[Chosen], tuple[Sentence, ...]]) -> list[list[Sentence]]:
+    train = [sentence for one in facts for sentence in worded(one)]
     return [train, _paraphrased([one.validation for one in facts], train), _paraphrased([x.test for x in facts], train)]
 
 

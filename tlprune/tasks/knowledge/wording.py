@@ -20,13 +20,15 @@ class Chosen:
 
     Attributes:
         fact: what they say.
-        train: the training template of the lowest perplexity.
+        train: the sentence of the lowest perplexity among those for training.
+        every: one sentence for each training template.
         validation: one sentence for each template that is held out for validation.
         test: one for each that is held out for the test.
     """
 
     fact: Fact
     train: Sentence
+    every: tuple[Sentence, ...]
     validation: tuple[Sentence, ...]
     test: tuple[Sentence, ...]
 
@@ -82,8 +84,8 @@ def _likely(model: Any, tokenizer: Any, sentences: Sequence[Sentence]) -> Mappin
 
 
 def _chosen(fact: Fact, uses: Uses, likely: Mapping[Sentence, float]) -> Chosen:
-    train, validation, test = uses
-    return Chosen(fact, max(train, key=likely.__getitem__), *(_variants(use, likely) for use in (validation, test)))
+    best = max(uses[0], key=likely.__getitem__)
+    return Chosen(fact, best, *(_variants(use, likely) for use in uses))
 
 
 def _variants(sentences: Sequence[Sentence], likely: Mapping[Sentence, float]) -> tuple[Sentence, ...]:
