@@ -293,25 +293,18 @@ def test_the_commands_write_what_they_find(
     lines = [json.dumps({"question": text, "choices": choices, "answer": label}) for text, choices, label in rows]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     words = ["knowledge", "finetune", str(tmp_path), "--questions", str(tmp_path / "questions.jsonl"), "--ways", "head"]
-    words += [
-        "--seeds",
-        "0",
-        "--train-count",
-        "16",
-        "--dev-count",
-        "10",
-        "--test-count",
-        "20",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-    ]
+    words += ["--seeds", "0", "--train-count", "16", "--dev-count", "10", "--test-count", "20", "--epochs", "1"]
+    words += ["--device", "cpu"]
     assert main(words) == 2
     assert "does not say which model" in capsys.readouterr().err
     assert main([*words, "--model", "mine"]) == 0
     assert "head, without the subnetwork" in capsys.readouterr().out
     assert json.loads((tmp_path / "downstream" / "downstream.json").read_text())["questions"] == 20
     assert (tmp_path / "downstream" / "head-random-0" / ANSWERS).exists()
+    other = tmp_path / "test.jsonl"
+    other.write_text("\n".join(lines[:7]))
+    asked = [*words, "--model", "mine", "--test", str(other), "--out", str(tmp_path / "other")]
+    assert main(asked) == 0
+    assert json.loads((tmp_path / "other" / "downstream.json").read_text())["questions"] == 7
     assert main(["knowledge", "structure", str(tmp_path / "downstream")]) == 2
     assert "has neither" in capsys.readouterr().err

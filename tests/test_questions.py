@@ -81,3 +81,12 @@ def test_splits_share_no_question_and_the_test_stays() -> None:
     for wrong in ({"train_count": 31}, {"train_count": 0}):
         with pytest.raises(ValueError, match="has 60 different questions"):
             divided_questions(twice, seed=1, **counts, **wrong)
+
+
+def test_a_test_of_other_questions_is_whole_and_shares_no_text() -> None:
+    one = questions(60)
+    other = one.rows(range(5, 12))
+    found = divided_questions(one, train_count=None, validation_count=10, test_count=400, seed=1, test=other)
+    assert found["test"] == other
+    assert {name: len(part) for name, part in found.items()} == {"train": 43, "validation": 10, "test": 7}
+    assert {*one.texts} == {text for part in found.values() for text in part.texts}

@@ -45,7 +45,13 @@ class _Run:
 
 
 def downstream(
-    model: Any, circuit: Circuit, questions: Questions, plan: DownstreamPlan | None = None, *, out: str | Path
+    model: Any,
+    circuit: Circuit,
+    questions: Questions,
+    plan: DownstreamPlan | None = None,
+    *,
+    out: str | Path,
+    test: Questions | None = None,
 ) -> Downstream:
     """Fine-tune the model whole, without a subnetwork, and without a random one, and ask held-out questions.
 
@@ -59,6 +65,8 @@ def downstream(
         questions: of which some serve training, dev and the test.
         plan: settings.
         out: directory of the runs.
+        test: the held-out questions, where they are of another kind than ``questions``, such as those about the facts
+            that the subnetwork erases; all of them are asked, whatever the plan's ``test_count``.
 
     Raises:
         ValueError: the model or circuit is of another kind, there are too few questions, or ``out`` holds runs with
@@ -87,11 +95,11 @@ def downstream(
         validation_count=plan.dev_count,
         test_count=plan.test_count,
         seed=plan.data_seed,
+        test=test,
     )
     runs = [_Run(way, variant, seed) for way in plan.ways for seed in plan.seeds for variant in VARIANTS]
     found = [_answers(model, circuit, splits, plan, run, Path(out) / run.name) for run in runs]
-    test = splits["test"]
-    return Downstream(tuple(found), plan.removed, len(circuit), len(circuit.sites), test.guessing)
+    return Downstream(tuple(found), plan.removed, len(circuit), len(circuit.sites), splits["test"].guessing)
 
 
 def _answers(

@@ -23,6 +23,8 @@ class Finetune:
         folder: a directory with circuit.safetensors or circuit.json, or the file.
         questions: a file of questions, choices and answers; by default CommonsenseQA's development set in
             TLPRUNE_DATA.
+        test: a file of other questions for the test, such as those about the erased facts; by default some of the
+            questions are held out.
         model: by default the one that the subnetwork was found on.
         out: directory for the runs, downstream.json and downstream.html; by default downstream in the folder. The
             same command goes on where it was stopped.
@@ -31,6 +33,7 @@ class Finetune:
 
     folder: Positional[Path]
     questions: Path | None = None
+    test: Path | None = None
     model: str | None = None
     out: Path | None = None
     plan: OmitArgPrefixes[DownstreamPlan] = dataclasses.field(default_factory=DownstreamPlan)
@@ -40,7 +43,8 @@ def finetune(settings: Finetune) -> str:
     """Do it and write the comparison; what to print."""
     folder = settings.folder
     circuit, questions = circuit_in(folder), read_questions(settings.questions)
+    test = read_questions(settings.test) if settings.test else None
     model = model_of(circuit, settings.model, "cpu" if settings.plan.device == "cpu" else None)
     out = settings.out or (folder.parent if folder.is_file() else folder) / "downstream"
-    found = downstream(model, circuit, questions, settings.plan, out=out)
+    found = downstream(model, circuit, questions, settings.plan, out=out, test=test)
     return f"{found}\n\n{write(out, 'downstream', found, title=f'Multiple choice without {folder}')}"
