@@ -1,6 +1,6 @@
 """What a step of ``tp.KnowledgeSubnetwork`` costs beside the same three batches run plain.
 
-    python -m benchmarks.knowledge [--text 10 --tokens 512 --target 250 --control 250] [--json] [--memory False]
+    python -m benchmarks.knowledge [--text 10 --tokens 512 --target 250 --control 250] [--json] [--no-memory]
 
 GPT-2-small shape with random weights and vocabulary 50,257, masks on every weight of the upper half of the layers
 (42,467,328 of them), 2 threads. ``knowledge_step`` is a step of training: three draws, three terms forward and backward
