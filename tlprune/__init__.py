@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from tlprune.models.shrunk_files import load_shrunk as load_shrunk
     from tlprune.models.taught import taught as taught
     from tlprune.named import forced as forced
+    from tlprune.prompts.prompt import Prompt as Prompt
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
@@ -261,6 +262,7 @@ _HOMES = {
     "load_shrunk": "models.shrunk_files",
     "taught": "models.taught",
     "forced": "named",
+    "Prompt": "prompts.prompt",
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Consistent": "selection.consistent",

@@ -202,6 +202,11 @@ class Backend(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def embedding(self) -> Module:
+        """The module that makes vectors of token ids, in front of everything else."""
+        ...
+
     def observe(self, tokens: Tokens, wanted: Wanted = FOR_EDGES) -> Activations:
         """Run the plain model without gradients and return what its writers wrote."""
         ...

@@ -52,7 +52,7 @@ class BridgeEncoderBackend(TransformerBridgeBackend):
     # ---- plain runs
 
     def _forward(self, tokens: Tokens) -> Tensor:
-        parts = (tokens.ids, tokens.attention_mask, tokens.token_types)
+        parts = (self._ids(tokens), tokens.attention_mask, tokens.token_types)
         if self.own.says == "choices":  # each row is a question with its only choice
             parts = tuple(None if part is None else part[:, None] for part in parts)
         ids, mask, types = parts

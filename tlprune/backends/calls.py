@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tlprune.backends.activations import Edits, Point, Steering
+from tlprune.backends.prompting import check_ids
 from tlprune.graph import Convention
 from tlprune.task import Tokens
 
@@ -63,6 +64,15 @@ class Runs(ABC):
 
     @abstractmethod
     def _forward(self, tokens: Tokens) -> Tensor: ...
+
+    @property
+    @abstractmethod
+    def embedding(self) -> Module: ...
+
+    def _ids(self, tokens: Tokens) -> Tensor:
+        """Token ids, after a look for prompt tokens that no attached prompt has."""
+        check_ids(self.embedding, tokens.ids)
+        return tokens.ids
 
     def logits(self, tokens: Tokens, positions: Tensor | None) -> Tensor:
         return self.run(tokens, {}, positions)

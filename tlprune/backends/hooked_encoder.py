@@ -92,6 +92,10 @@ class HookedEncoderBackend(Runs):
     def device(self) -> torch.device:
         return self.model.embed.embed.W_E.device
 
+    @property
+    def embedding(self) -> Module:
+        return self.model.embed.embed
+
     # ---- plain runs
 
     @torch.no_grad()
@@ -163,11 +167,11 @@ class HookedEncoderBackend(Runs):
         return select(stream, positions) if self.predicts == "tokens" else stream
 
     def _states(self, tokens: Tokens) -> Tensor:
-        return self.model.encoder_output(tokens.ids, tokens.token_types, tokens.attention_mask)
+        return self.model.encoder_output(self._ids(tokens), tokens.token_types, tokens.attention_mask)
 
     def _forward(self, tokens: Tokens) -> Tensor:
         logits = self.model(
-            tokens.ids, token_type_ids=tokens.token_types, one_zero_attention_mask=tokens.attention_mask
+            self._ids(tokens), token_type_ids=tokens.token_types, one_zero_attention_mask=tokens.attention_mask
         )
         return logits if self.predicts == "tokens" else logits[:, None]
 

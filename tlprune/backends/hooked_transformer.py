@@ -88,6 +88,10 @@ class HookedTransformerBackend(Runs):
     def device(self) -> torch.device:
         return self.model.embed.W_E.device
 
+    @property
+    def embedding(self) -> Module:
+        return self.model.embed
+
     # ---- plain runs
 
     @torch.no_grad()
@@ -163,7 +167,7 @@ class HookedTransformerBackend(Runs):
         return f"blocks.{layer}.{names[kind]}"
 
     def _forward(self, tokens: Tokens, **options: Any) -> Tensor:
-        return self.model(tokens.ids, attention_mask=self._attention_mask(tokens), **options)
+        return self.model(self._ids(tokens), attention_mask=self._attention_mask(tokens), **options)
 
     def _attention_mask(self, tokens: Tokens) -> Tensor | None:
         mask = tokens.attention_mask

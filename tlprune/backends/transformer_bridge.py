@@ -111,6 +111,10 @@ class TransformerBridgeBackend(Runs):
     def device(self) -> torch.device:
         return self.places.like.device
 
+    @property
+    def embedding(self) -> nn.Module:
+        return self.model.embed.original_component
+
     # ---- plain runs
 
     @torch.no_grad()
@@ -182,7 +186,7 @@ class TransformerBridgeBackend(Runs):
         return [self.model.hook_dict[f"blocks.{layer}.attn.o.hook_in"] for layer in layers]
 
     def _forward(self, tokens: Tokens) -> Tensor:
-        return self.model(tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
+        return self.model(self._ids(tokens), attention_mask=tokens.attention_mask, use_cache=False)
 
     def _seen(self, tokens: Tokens, names: list[str]) -> dict[str, Tensor]:
         """What some points see in a plain run; logits are computed at the first position only."""

@@ -1,0 +1,1 @@
+"""Soft prompts: vectors in front of a text or behind it, attached to a model that stays as it is."""
