@@ -223,6 +223,24 @@ def test_outputs_in_another_order_are_found_by_name(testbed: Any) -> None:
             classification(testbed, data, classes=classes, merge=merge, **FEW)
 
 
+def test_examples_of_some_classes_are_a_task_of_them(testbed: Any) -> None:
+    data = sentences(60, classes=ENTAILMENT)
+    kept = ("contradiction", "entailment")
+    found, same = (
+        classification(testbed.tokenizer, {"train": one}, train_count=20, validation_count=5, **more)
+        for one, more in ((data, {"only": kept}), (data.only(kept), {}))
+    )
+    assert found.fingerprint == same.fingerprint
+    assert found.test.answers.unique().tolist() == [0, 1]
+    assert torch.equal(found.test.foils, 1 - found.test.answers)
+    texts = {
+        tuple(testbed.tokenizer(text)["input_ids"]): label for text, label in zip(data.texts, data.labels, strict=True)
+    }
+    batch = found.test
+    for ids, mask, answer in zip(batch.clean.ids, batch.clean.attention_mask, batch.answers, strict=True):
+        assert ENTAILMENT[texts[tuple(ids[mask.bool()].tolist())]] == kept[int(answer)]
+
+
 def test_examples_under_other_names_are_refused(testbed: Any) -> None:
     data = {"train": sentences(50), "validation": sentences(50)}
     with pytest.raises(ValueError, match="but are given under 'train', 'validation'"):

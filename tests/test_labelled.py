@@ -11,6 +11,7 @@ import pytest
 
 from tlprune.tasks.labelled.data import Labelled, read_labelled
 from tlprune.tasks.labelled.known import KNOWN, Columns, DataSet, Part
+from tlprune.tasks.labelled.own import labelled_data
 
 SENTENCE = "sentence\tlabel\n"
 STSB = "main\tnews\t2012\t0001\t{}\t{}\t{}"
@@ -195,6 +196,82 @@ def test_a_data_set_of_your_own(tmp_path: Path) -> None:
     mine = DataSet("mine", {"train": Part(None, ("mine.csv",))}, (columns,), ("one", "two"))
     written(tmp_path, "mine.csv", "shop,review,stars\nA,fine,two\n")
     assert read_labelled(mine, source=tmp_path) == Labelled("mine", ("fine",), None, (1,), ("one", "two"), ("A",))
+
+
+HUB = {
+    "qnli": ("nyu-mll/glue", "qnli", {"question": "a?", "sentence": "b.", "label": 1}, "not_entailment", "validation"),
+    "imdb": ("stanfordnlp/imdb", None, {"text": "a", "label": 0}, "negative", "test"),
+    "tweet-sentiment": ("cardiffnlp/tweet_eval", "sentiment", {"text": "a", "label": 2}, "positive", "validation"),
+    "ag-news": ("fancyzhx/ag_news", None, {"text": "a", "label": 3}, "Sci/Tech", "test"),
+    "dbpedia": ("fancyzhx/dbpedia_14", None, {"label": 13, "title": "a", "content": "b"}, "WrittenWork", "test"),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_rows_of_the_hub_mean_what_its_cards_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, configuration, row, meaning, split = HUB[name]
+    asked: list[Any] = []
+    monkeypatch.delenv("TLPRUNE_DATA", raising=False)
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, split: asked.append((*names, split)) or [row])
+    found = read_labelled(name, "dev")
+    assert asked == [(repository, configuration, split)]
+    assert found.classes[int(found.labels[0])] == meaning
+    assert found.prompts() == [tuple(text for text in row.values() if isinstance(text, str))]
+
+
+def test_dbpedias_own_tables_count_classes_from_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "train.csv", '1,"E. D. Abbott Ltd"," Abbott of ""Farnham"" built."\n14,A,B\n')
+    found = read_labelled("dbpedia", source=path)
+    assert [found.classes[int(label)] for label in found.labels] == ["Company", "WrittenWork"]
+    assert found.prompts()[0] == ("E. D. Abbott Ltd", 'Abbott of "Farnham" built.')
+    for number in (0, 15):
+        with pytest.raises(ValueError, match=rf"line 1: .* a number from 1 to 14, but is '{number}'"):
+            read_labelled("dbpedia", source=written(tmp_path, "train.csv", f"{number},A,B\n"))
+
+
+def test_some_classes_are_kept_and_numbered_anew() -> None:
+    rows = [
+        {"premise": text, "hypothesis": "x", "label": label} for text, label in zip("abcd", (0, 1, 2, 0), strict=True)
+    ]
+    found = read_labelled("mnli", source=rows, only=("contradiction", "entailment"))
+    assert found == Labelled("mnli", ("a", "c", "d"), ("x",) * 3, (1, 0, 1), ("contradiction", "entailment"))
+    assert read_labelled("mnli", source=rows).only(("entailment", "neutral", "contradiction")).labels == (0, 1, 2, 0)
+    for classes in (("entailment",), ("entailment", "entailment"), ("entailment", "other")):
+        with pytest.raises(ValueError, match="At least two of the classes of mnli, entailment, neutral"):
+            read_labelled("mnli", source=rows, only=classes)
+    with pytest.raises(ValueError, match="has none of neutral"):
+        read_labelled("mnli", source=[rows[0], rows[2]], only=("entailment", "neutral"))
+    with pytest.raises(ValueError, match="a regression, which has none"):
+        Labelled("stsb", ("a",), None, (0.5,), ()).only(("0", "1"))
+
+
+def test_data_of_your_own_in_one_call(tmp_path: Path) -> None:
+    train = written(tmp_path, "a.csv", 'review,stars,shop\n"good, very",10,A\nbad,9,B\nbad too,9,B\n')
+    test = written(tmp_path, "b.jsonl", json.dumps({"review": "so so", "stars": 10, "shop": "A"}) + "\n")
+    found = labelled_data("mine", train, test, text="review", label="stars", subcase="shop")
+    assert found["train"] == Labelled("mine", ("good, very", "bad", "bad too"), None, (1, 0, 0), ("9", "10"), (*"ABB",))
+    assert (found["test"].labels, found["test"].classes) == ((1,), ("9", "10"))
+    numbers = labelled_data("mine", train, text="review", label="stars", classes=())
+    assert ({*numbers}, numbers["train"].labels) == ({"train"}, (10.0, 9.0, 9.0))
+    pairs = [
+        {"a": "x", "b": "y", "label": "no"},
+        {"a": "u", "b": "v", "label": "yes"},
+        {"a": "s", "b": "t", "label": "?"},
+    ]
+    kept = labelled_data("mine", pairs, text="a", pair="b", only=("yes", "no"))["train"]
+    assert kept == Labelled("mine", ("x", "u"), ("y", "v"), (1, 0), ("yes", "no"))
+
+
+def test_data_of_your_own_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    train = written(tmp_path, "a.tsv", "review\tstars\ngood\t3\n")
+    with pytest.raises(ValueError, match=r"a.tsv: mine needs columns text, label but there are review, stars"):
+        labelled_data("mine", train)
+    with pytest.raises(ValueError, match=r"a.tsv, line 2: a label must be one of one, two, or a number from 1 to 2"):
+        labelled_data("mine", train, text="review", label="stars", classes=("one", "two"), first=1)
+    with pytest.raises(ValueError, match=r"there is no file .*b.csv"):
+        labelled_data("mine", train, tmp_path / "b.csv", text="review", label="stars")
+    with pytest.raises(ValueError, match="row 1: mine needs columns text, label but there are words"):
+        labelled_data("mine", [{"words": "a"}])
 
 
 def test_fingerprints_tell_data_apart() -> None:

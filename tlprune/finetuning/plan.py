@@ -26,7 +26,8 @@ class FineTune:
     Attributes:
         model: a local Hugging Face directory or a name on the hub.
         out: directory for the model, its tokenizer, metrics.jsonl and tlprune.json.
-        task: sst2, cola, stsb, mnli, mnli-subset, qqp, hans, paws or paws-qqp.
+        task: sst2, cola, stsb, mnli, mnli-subset, qqp, qnli, imdb, tweet-sentiment, ag-news, dbpedia, hans, paws or
+            paws-qqp.
         data_dir: folder of its files; by default the one in TLPRUNE_DATA, else the hub.
         train: the part to train on.
         test: the part for the figures at the end.

@@ -24,7 +24,23 @@ from tlprune.tasks.knowledge.world import world
 from tlprune.tasks.labelled.classifying import classification
 from tlprune.tasks.labelled.data import Labelled, read_labelled
 from tlprune.tasks.labelled.known import KNOWN, Columns, DataSet, Part
-from tlprune.tasks.labelled.named import cola, hans, mnli, mnli_subset, paws, paws_qqp, qqp, sst2, stsb
+from tlprune.tasks.labelled.named import (
+    ag_news,
+    cola,
+    dbpedia,
+    hans,
+    imdb,
+    mnli,
+    mnli_subset,
+    paws,
+    paws_qqp,
+    qnli,
+    qqp,
+    sst2,
+    stsb,
+    tweet_sentiment,
+)
+from tlprune.tasks.labelled.own import labelled_data
 from tlprune.tasks.mib.building import mib
 from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
@@ -54,6 +70,11 @@ TASKS: dict[str, Callable[..., Task]] = {
     "mnli": mnli,
     "mnli-subset": mnli_subset,
     "qqp": qqp,
+    "qnli": qnli,
+    "imdb": imdb,
+    "tweet-sentiment": tweet_sentiment,
+    "ag-news": ag_news,
+    "dbpedia": dbpedia,
     "hans": hans,
     "paws": paws,
     "paws-qqp": paws_qqp,
@@ -88,23 +109,28 @@ __all__ = [
     "PlainText",
     "Templates",
     "Worded",
+    "ag_news",
     "classification",
     "cola",
+    "dbpedia",
     "docstring",
     "from_pairs",
     "gendered_pronoun",
     "greater_than",
     "hans",
+    "imdb",
     "induction",
     "invented_facts",
     "ioi",
     "jsonl",
     "knowledge",
+    "labelled_data",
     "mib",
     "mnli",
     "mnli_subset",
     "paws",
     "paws_qqp",
+    "qnli",
     "qqp",
     "read_facts",
     "read_labelled",
@@ -114,6 +140,7 @@ __all__ = [
     "sst2",
     "stsb",
     "task_builder",
+    "tweet_sentiment",
     "worded",
     "wordnet",
     "world",

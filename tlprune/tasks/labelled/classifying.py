@@ -31,6 +31,7 @@ def classification(  # noqa: PLR0913
     test_count: int | None = None,
     classes: Sequence[str] | None = None,
     merge: Mapping[str, str] | None = None,
+    only: Sequence[str] | None = None,
     max_length: int = 128,
     seed: int = 0,
 ) -> Task:
@@ -52,7 +53,8 @@ def classification(  # noqa: PLR0913
     Args:
         model: a model that carries its tokenizer, or a Hugging Face tokenizer.
         data: name of a known data set (see :func:`~tlprune.tasks.read_labelled`), the description of another, or
-            examples under ``"train"`` and, if they are others, ``"test"``.
+            examples under ``"train"`` and, if they are others, ``"test"``, such as
+            :func:`~tlprune.tasks.labelled_data` gives.
         source: where the data are; see :func:`~tlprune.tasks.read_labelled`.
         train: the part for training and validation.
         test: the part for the test; where it is the same as ``train`` all three splits are drawn from it.
@@ -61,6 +63,7 @@ def classification(  # noqa: PLR0913
         test_count: test examples, of each sub-case as many, as far as there are as many; ``None`` for all.
         classes: names of the model's outputs in their order, if they are not those of the data.
         merge: for outputs that are no class of the data the class that they count as.
+        only: classes of the data to keep, in the order of their new numbers; examples of others are left out.
         max_length: tokens per prompt; longer ones are cut.
         seed: of the draws.
 
@@ -84,6 +87,8 @@ def classification(  # noqa: PLR0913
     """
     tokenizer = tokenizer_of(model, predicts="prompts")
     examples = _examples(data, source, train, test)
+    if only is not None:
+        examples = {use: one.only(only) for use, one in examples.items()}
     meaning = meanings(examples["train"], classes, merge or {})
     _check_outputs(model, examples["train"], classes or examples["train"].classes, max_length=max_length)
     known = divided(

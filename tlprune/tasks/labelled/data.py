@@ -64,6 +64,34 @@ class Labelled:
         columns = {name: column for name in names if (column := getattr(self, name)) is not None}
         return replace(self, **{name: tuple(column[row] for row in index) for name, column in columns.items()})
 
+    def only(self, classes: Sequence[str]) -> Labelled:
+        """The examples of some classes, which are numbered in the order given; those of others are left out.
+
+        Raises:
+            ValueError: there are fewer than two classes, one is given twice, none of the data, or without examples.
+
+        Example:
+            >>> pairs = Labelled("nli", ("a", "b", "c"), ("x", "y", "z"), (0, 1, 2), ("entailment", "neutral", "other"))
+            >>> pairs.only(("other", "entailment"))
+            Labelled(name='nli', texts=('a', 'c'), pairs=('x', 'z'), labels=(1, 0),
+                     classes=('other', 'entailment'), subcases=None)
+        """
+        if len(classes) < 2 or len({*classes}) < len(classes) or not {*classes} <= {*self.classes}:
+            own = ", ".join(self.classes) or "a regression, which has none"
+            raise ValueError(
+                f"At least two of the classes of {self.name}, {own}, are needed, each once, but "
+                f"{', '.join(classes) or 'none'} are to be kept. Name some of these."
+            )
+        numbers = [self.classes.index(name) for name in classes]
+        kept = self.rows([row for row, label in enumerate(self.labels) if label in numbers])
+        if missing := [name for name, number in zip(classes, numbers, strict=True) if number not in kept.labels]:
+            raise ValueError(
+                f"{self.name} must have examples of each class that is kept but has none of {', '.join(missing)}. Keep "
+                "others, or give more data."
+            )
+        labels = tuple(numbers.index(int(label)) for label in kept.labels)
+        return replace(kept, labels=labels, classes=tuple(classes))
+
     def prompts(self) -> list[tuple[str, ...]]:
         """Each example's text or texts."""
         return list(zip(self.texts, *(() if self.pairs is None else (self.pairs,)), strict=True))
@@ -75,20 +103,26 @@ class Labelled:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def read_labelled(data: str | DataSet, part: str = "train", *, source: Any = None) -> Labelled:
+def read_labelled(
+    data: str | DataSet, part: str = "train", *, source: Any = None, only: Sequence[str] | None = None
+) -> Labelled:
     """Examples of a data set that is known by name, or of one described by a :class:`DataSet`.
 
+    For one of your own :func:`~tlprune.tasks.labelled_data` is shorter.
+
     Args:
-        data: ``"sst2"``, ``"cola"``, ``"stsb"``, ``"mnli"``, ``"mnli-subset"``, ``"qqp"``, ``"hans"``, ``"paws"``,
-            ``"paws-qqp"``, or a description of another.
+        data: ``"sst2"``, ``"cola"``, ``"stsb"``, ``"mnli"``, ``"mnli-subset"``, ``"qqp"``, ``"qnli"``, ``"imdb"``,
+            ``"tweet-sentiment"``, ``"ag-news"``, ``"dbpedia"``, ``"hans"``, ``"paws"``, ``"paws-qqp"``, or a
+            description of another.
         part: ``"train"``, ``"dev"``, or another of its parts. GLUE publishes no labels of its test sets.
         source: a folder of its files, one file, a folder that ``datasets`` saved, a ``datasets.Dataset`` or another
             sequence of mappings, or a mapping of parts to such; by default the folder of this name in
             ``$TLPRUNE_DATA`` or ``$TLPRUNE_DATA/data``, and where there is none the Hugging Face hub.
+        only: classes to keep, in the order of their new numbers; all by default. See :meth:`Labelled.only`.
 
     Raises:
         ValueError: naming file and line, if a column is missing, a label unknown, a text empty, or a row has too few
-            fields; if there is no such data set, part or file.
+            fields; if there is no such data set, part, file or class.
 
     Example:
         >>> rows = [{"sentence": " great fun ", "label": 1}, {"sentence": "a bore", "label": "negative"}]
@@ -99,7 +133,8 @@ def read_labelled(data: str | DataSet, part: str = "train", *, source: Any = Non
     known = described(data)
     if part not in known.parts:
         raise ValueError(f"{known.name} has the parts {', '.join(known.parts)} but {part!r} was asked for. Name one.")
-    return _labelled(known, rows_of(known, part, source))
+    found = _labelled(known, rows_of(known, part, source))
+    return found if only is None else found.only(only)
 
 
 def described(data: str | DataSet) -> DataSet:
@@ -203,7 +238,7 @@ def _example(data: DataSet, row: Found) -> tuple[tuple[str, ...], float, str | N
             return None
         raise ValueError(f"{row.place}: an example needs text but {columns.texts[texts.index('')]} is empty. Add it.")
     subcase = str(row.values[columns.subcase]) if columns.subcase else None
-    return texts, _target(row, value) if not data.classes else _class(data, row, value), subcase
+    return texts, _class(data, row, value, columns.first) if data.classes else _target(row, value), subcase
 
 
 def _columns(data: DataSet, row: Found) -> Columns:
@@ -227,15 +262,15 @@ def _from_bytes(row: Found, name: str, text: str) -> str:
         raise ValueError(f"{row.place}: {name} should spell bytes but is {text!r}: {error}. Mend the row.") from None
 
 
-def _class(data: DataSet, row: Found, value: Any) -> int:
-    spelt = str(value).strip()
+def _class(data: DataSet, row: Found, value: Any, first: int) -> int:
+    spelt, last = str(value).strip(), first + len(data.classes) - 1
     if spelt in data.classes:
         return data.classes.index(spelt)
-    if spelt.isdecimal() and int(spelt) < len(data.classes):
-        return int(spelt)
+    if spelt.isdecimal() and first <= int(spelt) <= last:
+        return int(spelt) - first
     hidden = spelt in ("-1", "", "None")
     raise ValueError(
-        f"{row.place}: a label must be one of {', '.join(data.classes)}, or a number below {len(data.classes)}, but is "
+        f"{row.place}: a label must be one of {', '.join(data.classes)}, or a number from {first} to {last}, but is "
         f"{value!r}. " + ("Labels of this part are not published: use another." if hidden else "Mend the row.")
     )
 

@@ -15,11 +15,13 @@ class Columns:
         texts: of the sentence, or of the two sentences of a pair.
         label: of the class or number.
         subcase: of the kind of example, where there are several.
+        first: number of the first class, where classes are given by numbers.
     """
 
     texts: tuple[str, ...]
     label: str = "label"
     subcase: str | None = None
+    first: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,6 +84,8 @@ def _glue(configuration: str) -> tuple[str, str]:
 
 TRAIN = Part("train", ("train.tsv", "train.csv", "train.jsonl", "train.json", "train.parquet"))
 DEV = Part("validation", ("dev.tsv", "dev.csv", "dev.jsonl", "validation.jsonl", "validation.parquet"))
+# Where labels of a development set are not published, the test set takes its place.
+TESTED = Part("test", ("test.csv", "test.tsv", "test.jsonl", "test.json", "test.parquet"))
 ENTAILMENT = ("entailment", "neutral", "contradiction")
 
 KNOWN: dict[str, DataSet] = {
@@ -152,6 +156,46 @@ KNOWN: dict[str, DataSet] = {
             ("not_duplicate", "duplicate"),
             hub=_glue("qqp"),
             drop_empty=True,
+        ),
+        DataSet(
+            "qnli",
+            {"train": TRAIN, "dev": DEV},
+            (Columns(("question", "sentence")),),
+            ("entailment", "not_entailment"),
+            hub=_glue("qnli"),
+        ),
+        DataSet(
+            "imdb",
+            {"train": TRAIN, "dev": TESTED},
+            (Columns(("text",)),),
+            ("negative", "positive"),
+            hub=("stanfordnlp/imdb", None),
+        ),
+        DataSet(
+            "tweet-sentiment",
+            {"train": TRAIN, "dev": DEV, "test": TESTED},
+            (Columns(("text",)),),
+            ("negative", "neutral", "positive"),
+            hub=("cardiffnlp/tweet_eval", "sentiment"),
+        ),
+        DataSet(
+            "ag-news",
+            {"train": TRAIN, "dev": TESTED},
+            (Columns(("text",)),),
+            ("World", "Sports", "Business", "Sci/Tech"),
+            hub=("fancyzhx/ag_news", None),
+        ),
+        DataSet(
+            "dbpedia",
+            {"train": TRAIN, "dev": TESTED},
+            (Columns(("title", "content")), Columns(("title", "content"), "class_index", first=1)),
+            (
+                *("Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation"),
+                *("Building", "NaturalPlace", "Village", "Animal", "Plant", "Album", "Film", "WrittenWork"),
+            ),
+            hub=("fancyzhx/dbpedia_14", None),
+            # The authors' own tables.
+            headerless=("class_index", "title", "content"),
         ),
         DataSet(
             "hans",

@@ -41,7 +41,8 @@ def mnli(model: Any, source: Any = None, **options: Any) -> Task:
     """Does the first sentence entail the second, contradict it, or neither? (Williams et al. 2018; GLUE)
 
     The test is the matched development set; ``test="mismatched"`` takes the other. ``options`` are those of
-    :func:`~tlprune.tasks.classification`; ``classes`` names a model's outputs if they have another order.
+    :func:`~tlprune.tasks.classification`; ``classes`` names a model's outputs if they have another order, and
+    ``only=("entailment", "contradiction")`` leaves neutral pairs out.
     """
     return classification(model, "mnli", source=source, **options)
 
@@ -60,6 +61,50 @@ def qqp(model: Any, source: Any = None, **options: Any) -> Task:
     ``options`` are those of :func:`~tlprune.tasks.classification`.
     """
     return classification(model, "qqp", source=source, **options)
+
+
+def qnli(model: Any, source: Any = None, **options: Any) -> Task:
+    """Does a sentence of Wikipedia answer a question? (Rajpurkar et al. 2016; GLUE)
+
+    ``options`` are those of :func:`~tlprune.tasks.classification`.
+    """
+    return classification(model, "qnli", source=source, **options)
+
+
+def imdb(model: Any, source: Any = None, **options: Any) -> Task:
+    """Is a film review negative or positive? (Maas et al. 2011)
+
+    Reviews are long, and only their first ``max_length`` tokens are read. There is no development set, so the test is
+    the test set. ``options`` are those of :func:`~tlprune.tasks.classification`.
+    """
+    return classification(model, "imdb", source=source, **options)
+
+
+def tweet_sentiment(model: Any, source: Any = None, **options: Any) -> Task:
+    """Is a tweet negative, neutral or positive? (Rosenthal et al. 2017; TweetEval, Barbieri et al. 2020)
+
+    Its test set has labels: ``test="test"``. ``options`` are those of :func:`~tlprune.tasks.classification`;
+    ``only=("negative", "positive")`` leaves neutral tweets out.
+    """
+    return classification(model, "tweet-sentiment", source=source, **options)
+
+
+def ag_news(model: Any, source: Any = None, **options: Any) -> Task:
+    """Which of four sections is a piece of news of? (Zhang et al. 2015)
+
+    There is no development set, so the test is the test set. ``options`` are those of
+    :func:`~tlprune.tasks.classification`.
+    """
+    return classification(model, "ag-news", source=source, **options)
+
+
+def dbpedia(model: Any, source: Any = None, **options: Any) -> Task:
+    """Which of 14 kinds of thing is an article about? Title and beginning are a pair. (Zhang et al. 2015)
+
+    There is no development set, so the test is the test set. ``options`` are those of
+    :func:`~tlprune.tasks.classification`.
+    """
+    return classification(model, "dbpedia", source=source, **options)
 
 
 def hans(model: Any, source: Any = None, **options: Any) -> Task:
