@@ -26,7 +26,8 @@ from styles import (
 )
 from torch import Tensor
 
-from tlprune.backends.activations import Wanted
+from tlprune.backends.activations import Activations, Backend, Wanted
+from tlprune.circuit import Circuit
 from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
 from tlprune.masking.constants import Constant
 from tlprune.masking.masked import Masked
@@ -385,3 +386,38 @@ def test_noise_has_its_scale() -> None:
     assert values.shape == (200, 1, 48)
     assert abs(float(values.std()) - 0.5) < 4 * 0.5 / (2 * values.numel()) ** 0.5
     assert abs(float(values.mean())) < 4 * 0.5 / values.numel() ** 0.5
+
+
+def test_noise_is_that_of_the_prompt_and_the_place_alone() -> None:
+    """Neither padding nor what else is masked changes it; prompts, places and seeds differ."""
+    backend, ids = backend_of_style("gpt2"), CLEAN.ids
+    plain = noise_of(backend, CLEAN, (0, 2))
+    real = torch.cat([torch.ones_like(ids), torch.zeros_like(ids)], 1)
+    padded = noise_of(backend, Tokens(torch.cat([ids, ids], 1), real), (0, 2))
+    assert all(torch.equal(one, other) for one, other in zip(plain.tensors, padded.tensors, strict=True))
+    assert torch.equal(noise_of(backend, CLEAN, (2,)).neurons[2], plain.neurons[2])
+    assert not torch.equal(noise_of(backend, CLEAN, (2,), seed=1).neurons[2], plain.neurons[2])
+    assert not torch.equal(plain.neurons[0], plain.neurons[2])
+    assert not torch.equal(plain.neurons[0][0], plain.neurons[0][1])
+
+
+def noise_of(backend: Backend, prompts: Tokens, layers: tuple[int, ...], *, seed: int = 0) -> Activations:
+    return GaussianNoise(0.5, seed=seed).replaced(backend, prompts, None, Wanted(streams=False, neurons=layers))
+
+
+def test_perturbed_neurons_are_a_forward_by_hand_that_adds_the_draw() -> None:
+    """One number per prompt and neuron, the same at every position, on the chosen neurons behind the activation."""
+    model, backend = model_of("gpt2"), backend_of_style("gpt2")
+    sites = neurons(model, "m[12]")
+    kept = torch.arange(len(sites)) % 3 > 0
+    drawn = noise_of(backend, CLEAN, (1, 2)).neurons
+    perturbed = (~kept).view(2, -1)
+
+    def adds(layer: int) -> Any:
+        return lambda value, hook: value + perturbed[layer - 1] * drawn[layer].expand(-1, value.shape[1], -1)
+
+    hooks = [(f"blocks.{layer}.mlp.hook_post", adds(layer)) for layer in (1, 2)]
+    expected = model.run_with_hooks(CLEAN.ids, fwd_hooks=hooks)
+    noisy = Masked(model, Circuit(sites, kept), GaussianNoise(0.5))(CLEAN)
+    assert error(noisy, expected) <= 1e-9
+    assert error(noisy, model(CLEAN.ids)) > 1e-3

@@ -100,9 +100,10 @@ class Zero:
 class GaussianNoise:
     """Ablated activations keep their value and get noise ``scale * N(0, 1)`` on top, one draw per prompt and number.
 
-    A draw is shared by all positions of its prompt and depends on the seed and the prompt's tokens alone, so it is the
-    same however prompts are batched. For heads the noise is on each number in front of the output projection. Not for
-    edges: an edge would need the noise of a writer whose value in this very run differs between its readers.
+    A draw is shared by all positions of its prompt. It depends on the seed, the prompt's tokens and the place in the
+    model alone, so it is the same however prompts are batched and padded, and whatever else is masked. For heads the
+    noise is on each number in front of the output projection. Not for edges: an edge would need the noise of a writer
+    whose value in this very run differs between its readers.
 
     Attributes:
         scale: standard deviation of the noise, in the activation's own unit.
@@ -123,21 +124,33 @@ class GaussianNoise:
                 "Gaussian noise is added to heads, MLPs and neurons, but these sites hold edges, whose readers would "
                 "each need another value. Choose Resample(), Mean() or Zero() for edges."
             )
-        shape, (heads, d_head, _) = backend.architecture, backend.output_weight(0).shape
-        sizes = [(1, backend.d_model)] * (2 if shape.position_embedding else 1)
-        sizes += [(1, heads, d_head)] * shape.n_layers + [(1, backend.d_model)] * (shape.n_layers * shape.has_mlp)
-        sizes += [(1, backend.d_mlp)] * len(wanted.neurons)
-        rows = [self._draw(row, sizes) for row in clean.ids.cpu()]
-        tensors = [torch.stack(parts).to(backend.device, backend.dtype) for parts in zip(*rows, strict=True)]
         template = Zero().replaced(backend, clean, corrupt, wanted)
+        sizes = _sizes(template, backend.d_mlp)
+        rows = [[self._draw(ids, place, size) for place, size in sizes.items()] for ids in _real(clean)]
+        tensors = [torch.stack(parts).to(backend.device, backend.dtype) for parts in zip(*rows, strict=True)]
         return Activations(
             template.embeddings, template.heads, template.mlps, neurons=template.neurons, relative=True
         ).with_tensors(tensors)
 
-    def _draw(self, ids: Tensor, sizes: list[tuple[int, ...]]) -> list[Tensor]:
-        digest = hashlib.sha256(f"{self.seed}".encode() + ids.numpy().tobytes()).digest()
+    def _draw(self, ids: Tensor, place: str, size: tuple[int, ...]) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}/{place}".encode() + ids.numpy().tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
-        return [self.scale * torch.randn(size, generator=generator) for size in sizes]
+        return self.scale * torch.randn(size, generator=generator)
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": "gaussian_noise", "scale": self.scale, "seed": self.seed}
+
+
+def _sizes(template: Activations, d_mlp: int | None) -> dict[str, tuple[int, ...]]:
+    """Numbers of one prompt at each place, in the order of the tensors of activations without streams."""
+    kinds = {"embeddings": template.embeddings, "heads": template.heads, "mlps": template.mlps}
+    sizes = {f"{kind}.{place}": (1, *one.shape[2:]) for kind, part in kinds.items() for place, one in enumerate(part)}
+    return sizes | {f"neurons.{layer}": (1, d_mlp or 0) for layer in template.neurons}
+
+
+def _real(tokens: Tokens) -> list[Tensor]:
+    """The ids of each prompt without padding."""
+    ids = tokens.ids.cpu()
+    if tokens.attention_mask is None:
+        return list(ids)
+    return [row[real] for row, real in zip(ids, tokens.attention_mask.cpu().bool(), strict=True)]
