@@ -39,6 +39,21 @@ def test_find_takes_the_wordings(tmp_path: Path) -> None:
     assert read_seeds(tmp_path)[5].provenance["task"]["options"]["wordings"] == "all"
 
 
+def test_the_world_asks_who_lives_in_the_erased_region(folder: Path, tmp_path: Path) -> None:
+    words = [
+        "knowledge",
+        "finetune",
+        str(folder / "seed-5.safetensors"),
+        "--questions",
+        "world",
+        "--ways",
+        "likelihood",
+    ]
+    assert main([*words, "--seeds", "0", "--dev-count", "20", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "downstream.json").read_text())
+    assert found["questions"] == 40
+
+
 def test_find_goes_on_with_the_same_settings_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (folder / "seed-5.safetensors").stat().st_mtime_ns
     assert main(["knowledge", "find", *FIND, "--seeds", "5", "--out", str(folder)]) == 0

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from multiple_choice import questions
 
+from tlprune.tasks.knowledge.world_facts import world_facts
+from tlprune.tasks.knowledge.world_questions import world_questions
 from tlprune.tasks.questions import Questions, divided_questions, read_questions
 
 TEXTS = ["two", "three", "four"]
@@ -90,3 +92,19 @@ def test_a_test_of_other_questions_is_whole_and_shares_no_text() -> None:
     assert found["test"] == other
     assert {name: len(part) for name, part in found.items()} == {"train": 43, "validation": 10, "test": 7}
     assert {*one.texts} == {text for part in found.values() for text in part.texts}
+
+
+def test_questions_on_the_world_are_right_and_apart() -> None:
+    learnt, asked = world_questions("Northmark")
+    region = {fact.head: fact.tail for fact in world_facts() if fact.relation == "lies in"}
+    home = {fact.head: fact.tail for fact in world_facts() if fact.relation == "lives in"}
+    for one, inside in ((learnt, False), (asked, True)):
+        for text, choices, label in zip(one.texts, one.choices, one.labels, strict=True):
+            (head,) = {*text.split()} & {*home}
+            assert choices[label] == home[head]
+            assert {region[town] for town in choices} == {"Northmark", "Eastfold", "Southmere"}
+            assert (region[home[head]] == "Northmark") is inside
+    assert {*asked.labels} == {0, 1, 2}
+    assert world_questions("Northmark") == (learnt, asked)
+    with pytest.raises(ValueError, match="Name one of these"):
+        world_questions("Westwood")

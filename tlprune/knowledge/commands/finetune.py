@@ -8,11 +8,15 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from tlprune.circuit import Circuit
 from tlprune.knowledge.commands.saved import circuit_in, model_of
 from tlprune.knowledge.downstream import downstream
 from tlprune.knowledge.downstream_plan import DownstreamPlan
 from tlprune.studies.commands.writing import write
-from tlprune.tasks.questions import read_questions
+from tlprune.tasks.knowledge.world_questions import world_questions
+from tlprune.tasks.questions import Questions, read_questions
+
+WORLD = Path("world")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Finetune:
     Attributes:
         folder: a directory with circuit.safetensors or circuit.json, or the file.
         questions: a file of questions, choices and answers; by default CommonsenseQA's development set in
-            TLPRUNE_DATA.
+            TLPRUNE_DATA. world: of a subnetwork for a region of the invented world, who lives in the other regions,
+            and for the test who lives in this one.
         test: a file of other questions for the test, such as those about the erased facts; by default some of the
             questions are held out.
         model: by default the one that the subnetwork was found on.
@@ -42,9 +47,24 @@ class Finetune:
 def finetune(settings: Finetune) -> str:
     """Do it and write the comparison; what to print."""
     folder = settings.folder
-    circuit, questions = circuit_in(folder), read_questions(settings.questions)
-    test = read_questions(settings.test) if settings.test else None
+    circuit = circuit_in(folder)
+    questions, test = _asked(settings, circuit)
     model = model_of(circuit, settings.model, "cpu" if settings.plan.device == "cpu" else None)
     out = settings.out or (folder.parent if folder.is_file() else folder) / "downstream"
     found = downstream(model, circuit, questions, settings.plan, out=out, test=test)
     return f"{found}\n\n{write(out, 'downstream', found, title=f'Multiple choice without {folder}')}"
+
+
+def _asked(settings: Finetune, circuit: Circuit) -> tuple[Questions, Questions | None]:
+    """Questions to learn from, and those of the test where they are others."""
+    test = read_questions(settings.test) if settings.test else None
+    if settings.questions != WORLD:
+        return read_questions(settings.questions), test
+    region = circuit.provenance.get("task", {}).get("options", {}).get("group")
+    if region is None:
+        raise ValueError(
+            f"Questions on the invented world are for a subnetwork of its task, but {settings.folder} is of another. "
+            "Give a file of questions."
+        )
+    learnt, asked = world_questions(region)
+    return learnt, test or asked
