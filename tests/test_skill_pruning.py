@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import tlprune as tp
 from tlprune.backends import backend_of
+from tlprune.backends.prompting import embedded_tokens
 from tlprune.models.modeling_shrunk import FAMILIES, axis_of, layers_of
 from tlprune.sites import Neurons, Sites
 from tlprune.skills.pruning import skill_circuit
@@ -181,6 +183,93 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+# ---- soft prompts
+
+
+def prompted_task(name: str, model: Any) -> Task:
+    """Three prompt tokens, in front of a padded text in encoders, else behind one."""
+    own = torch.arange(3) + embedded_tokens(backend_of(model).embedding)
+
+    def prompted(batch: Batch) -> Batch:
+        parts = [own.expand(len(batch), -1), batch.clean.ids if " " in name else batch.clean.ids[:, :3]]
+        there = torch.ones(len(batch), 3, dtype=torch.long)
+        assert batch.clean.attention_mask is not None
+        if " " in name:
+            tokens = tp.Tokens(torch.cat(parts, 1), torch.cat([there, batch.clean.attention_mask], 1))
+        else:
+            tokens = tp.Tokens(torch.cat(parts[::-1], 1))
+        positions = torch.full((len(batch), 1), 0 if " " in name else 5)
+        return dataclasses.replace(batch, clean=tokens, corrupt=tokens, positions=positions)
+
+    plain = task_of(name).streams[MAIN]
+    splits = [prompted(getattr(plain, split)) for split in ("train", "validation", "test")]
+    return Task("skill", {MAIN: Stream(*splits)}, Tokenisation(False))
+
+
+def prompts_of(name: str, model: Any, count: int) -> list[tp.Prompt]:
+    generator = torch.Generator().manual_seed(4)
+    shape = (3, model.cfg.d_model)
+    place = "start" if " " in name else "end"
+    return [tp.Prompt(torch.randn(shape, generator=generator, dtype=torch.float64), place) for _ in range(count)]
+
+
+class Tuning:
+    """Doubles a prompt, and remembers which models it was for."""
+
+    def __init__(self) -> None:
+        self.models = list[Any]()
+
+    def tune(self, model: Any, task: Any, *, prompt: Any) -> Any:
+        self.models.append(model)
+        return tp.Prompt(2 * prompt.vectors, prompt.place, record={"made": "doubled"})
+
+
+@pytest.mark.parametrize("name", ["bert words", "roberta words", "gpt2", "llama", "gemma"])
+def test_a_prompt_attaches_to_the_small_model_as_to_the_masked_one(name: str) -> None:
+    model = model_of(name)
+    task, (prompt,) = prompted_task(name, model), prompts_of(name, model, 1)
+    found = tp.skill_pruned(model, task, scores_of(model), prompts=[prompt], keep=0.2, layers=[1], rounds=1)
+    with prompt.attached(model):
+        expected = tp.Masked(model, found.circuit, found.means)(task.test)
+    with prompt.attached(found.model):
+        own = backend_of(found.model).logits(task.test.clean, task.test.positions)
+    assert float((own - expected).abs().max()) < 1e-5 and found.saved.difference < 1e-5
+    with torch.no_grad():
+        small = outputs(found.small, task.test, predicts="tokens", vectors=prompt.vectors)
+        other = outputs(found.small, task.test, predicts="tokens", vectors=prompt.vectors.flip(0))
+    assert float((small - expected).abs().max()) < 1e-5
+    assert float((other - expected).abs().max()) > 1e-3
+    assert found.means.origin["attached"] == [prompt.hash]
+    with pytest.raises(ValueError, match="soft prompt"):
+        tp.skill_pruned(model, task, scores_of(model), keep=0.2, layers=[1])
+
+
+def test_several_prompts_share_a_model_whose_means_are_over_all_and_are_tuned_again(tmp_path: Path) -> None:
+    model = model_of("gpt2")
+    task, prompts, tuning = prompted_task("gpt2", model), prompts_of("gpt2", model, 2), Tuning()
+    found = tp.skill_pruned(model, task, scores_of(model), prompts=prompts, keep=0.2, tuning=tuning)
+    by_hand = []
+    for prompt in prompts:
+        with prompt.attached(model):
+            by_hand.append(means_by_hand(model, task.discovery.train()))
+    for layer, both in enumerate(zip(*by_hand, strict=True)):
+        assert not torch.allclose(*both, atol=1e-3)
+        mean = found.means.activations.neurons[layer].flatten()
+        torch.testing.assert_close(mean, torch.stack(both).mean(0), atol=1e-6, rtol=1e-5)
+    assert tuning.models == [found.model] * 2
+    assert {name: right.shape for name, right in found.correct.items()} == dict.fromkeys(
+        ("whole", "pruned", "retuned"), (2, 5)
+    )
+    for stage, lens, own in (("pruned", found.model, prompts), ("retuned", found.model, found.retuned)):
+        for prompt, right in zip(own, found.correct[stage], strict=True):
+            with prompt.attached(lens):
+                logits = backend_of(lens).logits(task.test.clean, task.test.positions)
+            assert (logits.argmax(-1) == task.test.answers)[:, 0].float().tolist() == right.tolist()
+    found.save(tmp_path)
+    assert [tp.Prompt.load(tmp_path / "retuned" / str(n)).hash for n in range(2)] == [p.hash for p in found.retuned]
+    assert tp.Prompt.load(tmp_path / "prompts" / "1").hash == prompts[1].hash
+
+
 def test_bad_input() -> None:
     model, task = model_of("gpt2"), task_of("gpt2")
     scores = scores_of(model)
@@ -198,8 +287,3 @@ def test_bad_input() -> None:
     other = scores_of(model_of("llama"))
     with pytest.raises(ValueError, match="neurons"):
         tp.skill_pruned(model, task, other)
-
-
-class Tuning:
-    def tune(self, model: Any, task: Any, *, prompt: Any) -> Any:
-        raise AssertionError("not reached")

@@ -13,13 +13,14 @@ from torch import Tensor
 from tlprune.backends import backend_of
 from tlprune.learning.figures import over_answers, right
 from tlprune.masking.cache import predictions
+from tlprune.prompts.prompt import Prompt
 from tlprune.statistic import Statistic
 from tlprune.task import Batch, Metric
 
 NAME = "accuracy"
 
 
-def attached(model: Any, prompt: Any | None) -> AbstractContextManager[Any]:
+def attached(model: Any, prompt: Prompt | None) -> AbstractContextManager[Any]:
     """The model with a prompt, or as it is where there is none."""
     return nullcontext(model) if prompt is None else prompt.attached(model)
 

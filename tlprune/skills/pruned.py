@@ -16,6 +16,7 @@ from tlprune.evaluation.table import aligned, number
 from tlprune.files import write_whole
 from tlprune.learning.bootstrap import Interval, interval
 from tlprune.masking.means import MeasuredMean
+from tlprune.prompts.prompt import Prompt
 from tlprune.sites import Neurons
 from tlprune.studies.shrinkage import Shrinkage
 
@@ -42,8 +43,8 @@ class SkillPruning:
     means: MeasuredMean
     small: Any
     model: Any
-    prompts: tuple[Any, ...]
-    retuned: tuple[Any, ...]
+    prompts: tuple[Prompt, ...]
+    retuned: tuple[Prompt, ...]
     correct: Mapping[str, Float[Tensor, "trial example"]]
     saved: Shrinkage
 

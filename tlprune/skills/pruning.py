@@ -16,6 +16,7 @@ from tlprune.masking.masked import masked_circuit
 from tlprune.masking.means import Mean, MeasuredMean
 from tlprune.models.huggingface import from_huggingface
 from tlprune.models.shrinking import shrink
+from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
 from tlprune.sites import Neurons
 from tlprune.skills.accuracy import attached, correct
@@ -28,7 +29,7 @@ from tlprune.task import Discovery, Task
 class Tuning(Protocol):
     """What tunes a prompt to a model, such as :class:`~tlprune.PromptTuning`."""
 
-    def tune(self, model: Any, task: Any, *, prompt: Any) -> Any:
+    def tune(self, model: Any, task: Any, *, prompt: Any) -> Prompt:
         """A prompt that is better for this model, from ``prompt`` on."""
         ...
 
@@ -38,7 +39,7 @@ def skill_pruned(
     task: Task,
     scores: Scores,
     *,
-    prompts: Sequence[Any] = (),
+    prompts: Sequence[Prompt] = (),
     keep: float = 0.02,
     layers: Sequence[int] | None = None,
     tuning: Tuning | None = None,
@@ -103,7 +104,7 @@ def _loaded(model: Any, small: Any) -> Any:
     return from_huggingface(small, device=str(backend.device), dtype=backend.dtype, tokenizer=model.tokenizer)
 
 
-def _right(model: Any, task: Task, prompts: Sequence[Any], batch_size: int) -> Float[Tensor, "trial example"]:
+def _right(model: Any, task: Task, prompts: Sequence[Prompt], batch_size: int) -> Float[Tensor, "trial example"]:
     found = []
     for prompt in prompts or (None,):
         with attached(model, prompt):
@@ -164,7 +165,7 @@ def _check(group: Neurons, keep: float, layers: Sequence[int]) -> None:
 
 
 def skill_means(
-    model: Any, discovery: Discovery, circuit: Circuit, *, prompts: Sequence[Any] = (), batch_size: int = 64
+    model: Any, discovery: Discovery, circuit: Circuit, *, prompts: Sequence[Prompt] = (), batch_size: int = 64
 ) -> MeasuredMean:
     """Means of neurons over all tokens of the training prompts, and over the soft prompts that are attached in turn.
 
