@@ -81,7 +81,7 @@ class SkillPruning:
         }
 
     def __str__(self) -> str:
-        rows = [[name, *_shown(found), ""] for name, found in self.accuracy.items()]
+        rows = [[name, *_shown(found), "-"] for name, found in self.accuracy.items()]
         for row, change in zip(rows[1:], self.change.values(), strict=True):
             row[-1] = f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
         trials, examples = self.correct["whole"].shape
