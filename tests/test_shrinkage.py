@@ -79,7 +79,8 @@ class Clock:
         monkeypatch.setattr(module, "run", self.run)
         monkeypatch.setattr(module.time, "process_time", lambda: self.now)
 
-    def run(self, model: Any, tokens: tp.Tokens) -> None:
+    def run(self, model: Any, tokens: tp.Tokens, *, vectors: Any) -> None:
+        assert vectors is None
         assert not torch.is_grad_enabled()
         self.now += (6.0 if model is self.whole else 2.0) + (100.0 if len(self.runs) < 2 else 0.0)
         self.runs.append("whole" if model is self.whole else "small")
@@ -90,14 +91,15 @@ def test_models_are_timed_in_turns_and_the_first_run_does_not_count(monkeypatch:
     clock = Clock(monkeypatch, whole)
     found = speed_up(whole, small, prompts("bert classes"), rounds=3)
     assert clock.runs == ["whole", "small"] * 4
-    assert found == SpeedUp(whole=6.0, small=2.0, examples=3, tokens=7, rounds=3)
+    assert found == SpeedUp(((6.0, 2.0),) * 3, examples=3, tokens=7)
     assert found.ratio == 3.0
+    assert SpeedUp(((6.0, 2.0), (60.0, 15.0), (8.0, 1.0)), 3, 7).ratio == 4.0, "of rounds, not of medians"
     with pytest.raises(ValueError, match="at least 1 round but got 0"):
         speed_up(whole, small, prompts("bert classes"), rounds=0)
 
 
 def test_what_is_said_of_it() -> None:
-    found = module.Shrinkage(Size(1000, 200), Size(600, 200), 3e-7, 12, SpeedUp(0.6, 0.2, 8, 32, 9))
+    found = module.Shrinkage(Size(1000, 200), Size(600, 200), 3e-7, 12, SpeedUp(((0.6, 0.2),) * 9, 8, 32))
     assert str(found).splitlines() == [
         "parameters          whole  shrunk   left",
         "all                 1,000     600  60.0%",

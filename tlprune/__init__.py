@@ -129,6 +129,7 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
+    from tlprune.skills.pruning import skill_pruned as skill_pruned
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.agreement import agreement as agreement
     from tlprune.studies.collection import Subnetworks as Subnetworks
@@ -276,6 +277,7 @@ _HOMES = {
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",
+    "skill_pruned": "skills.pruning",
     "one_at_a_time": "studies.ablating",
     "agreement": "studies.agreement",
     "Subnetworks": "studies.collection",

@@ -43,8 +43,8 @@ def adapt(
 
 
 def _add_updates(trunk: Any, kept_out: Removed, *, rank: int, alpha: float) -> None:
-    peft = _peft()
-    for transposed, names in _linear_layers(trunk).items():
+    peft = peft_package()
+    for transposed, names in linear_layers(trunk).items():
         config = peft.LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed
         )
@@ -55,7 +55,7 @@ def _add_updates(trunk: Any, kept_out: Removed, *, rank: int, alpha: float) -> N
             module.register_forward_hook(_update_hold(where))
 
 
-def _linear_layers(trunk: Any) -> dict[bool, list[str]]:
+def linear_layers(trunk: Any) -> dict[bool, list[str]]:
     """Names of matrices, apart by whether they are stored from inputs to outputs, as GPT-2's are."""
     from transformers.pytorch_utils import Conv1D
 
@@ -95,11 +95,12 @@ def effective_weights(chooser: Chooser, kept_out: Removed) -> Mapping[str, Tenso
     return found
 
 
-def _peft() -> Any:
+def peft_package() -> Any:
+    """The module, or an error that says how to get it."""
     try:
         return importlib.import_module("peft")
     except ImportError:
         raise ModuleNotFoundError(
-            "low-rank updates need peft, which is not installed. Run pip install 'tlprune[lora]', or train the head "
-            "or everything."
+            "low-rank updates and factors need peft, which is not installed. Run pip install 'tlprune[lora]', or train "
+            "the head or everything."
         ) from None

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tlprune.files import write_whole
+from tlprune.finetuning.parts import plain, train_part, trained_parameters
 from tlprune.finetuning.plan import FineTune
 from tlprune.finetuning.training import CHECKPOINT, Training, clear
 from tlprune.learning.bootstrap import finite
@@ -74,27 +75,30 @@ def _training(plan: FineTune, splits: Mapping[str, Labelled]) -> Training:
             f"Fine-tuning runs in one process but accelerate started {accelerator.num_processes}. Start tlprune "
             "itself, without accelerate launch."
         )
-    model, tokenizer = _pretrained(plan.model, splits["train"])
+    model, tokenizer, new = _pretrained(plan.model, splits["train"])
+    train_part(model, plan.trained, new=new, rank=plan.rank)
     by = described(plan.task).best_by
     return Training(model, tokenizer, splits, plan, by=by, accelerator=accelerator)
 
 
-def _pretrained(name: str, examples: Labelled) -> tuple[Any, Any]:
-    """A model with a classifier for these classes, new where it has none, and its tokenizer."""
+def _pretrained(name: str, examples: Labelled) -> tuple[Any, Any, frozenset[str]]:
+    """A model with a classifier for these classes, new where it has none, its tokenizer, and what of it is new."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     classes = examples.classes or ("number",)
     names: dict[str, Any] = {"id2label": dict(enumerate(classes)), "label2id": {c: n for n, c in enumerate(classes)}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(classes), **names)
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, num_labels=len(classes), output_loading_info=True, **names
+        )
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"A model and its tokenizer are needed but cannot be read from {name!r}: {reason} Give their directory."
         ) from None
     model.config.problem_type = "regression" if examples.regression else "single_label_classification"
-    return model.float(), tokenizer
+    return model.float(), tokenizer, frozenset(told["missing_keys"])
 
 
 def _run(training: Training, plan: FineTune) -> dict[str, Any]:
@@ -156,8 +160,8 @@ def _finish(training: Training, plan: FineTune) -> dict[str, Any]:
 
 
 def _write(training: Training, folder: Path) -> None:
-    """The model as it is now, with its tokenizer, in Hugging Face format."""
-    training.own.save_pretrained(folder)
+    """The model as it is now, adapters built in, with its tokenizer, in Hugging Face format."""
+    plain(training.own).save_pretrained(folder)
     training.tokenizer.save_pretrained(folder)
 
 
@@ -174,6 +178,7 @@ def _facts(training: Training, plan: FineTune) -> dict[str, Any]:
             "classes": list(splits["train"].classes),
         },
         "settings": {name: value for name, value in plan.fixed().items() if name != "task"},
+        "trained_parameters": trained_parameters(training.own),
         "steps": training.steps,
         "best_step": training.best.step,
         "best_by": training.by,

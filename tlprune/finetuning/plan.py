@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+Part = Literal["full", "head", "bitfit", "lora", "ia3"]
 # What may differ between a run and the one that goes on after it.
 FREE = ("out", "data_dir", "checkpoint_every", "keep_every", "device")
+# Highest rates that are usual for each part; of IA3 its authors'.
+RATES: dict[Part, float] = {"full": 5e-5, "head": 1e-3, "bitfit": 1e-3, "lora": 2e-4, "ia3": 3e-3}
 _POOL = 50  # batches whose examples are sorted by length together
 
 
@@ -35,7 +38,12 @@ class FineTune:
         dev_count: examples held out of the training part.
         test_count: examples of the test part; all by default.
         seed: of the draws, a new classifier's weights, the order of examples and dropout.
-        rate: highest learning rate, of AdamW.
+        trained: full: everything; head: what the classifier has beside its trunk; bitfit: this and all biases; lora:
+            this and low-rank updates of the matrices within blocks; ia3: this and factors of keys, values and neurons
+            (both need peft). Adapters are built into the weights of the model that is written.
+        rank: of low-rank updates.
+        rate: highest learning rate, of AdamW; by default 5e-5 of everything, 1e-3 of a head or biases, 2e-4 of updates,
+            3e-3 of factors.
         batch_size: examples per step.
         epochs: passes through the training examples.
         warmup: share of the steps in which the rate rises; it then falls linearly to 0.
@@ -60,7 +68,9 @@ class FineTune:
     dev_count: int = 500
     test_count: int | None = None
     seed: int = 0
-    rate: float = 5e-5
+    trained: Part = "full"
+    rank: int = 8
+    rate: float | None = None
     batch_size: int = 32
     epochs: int = 3
     warmup: float = 0.06
@@ -74,20 +84,26 @@ class FineTune:
     device: Literal["cpu", "found"] = "found"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "evaluations", "checkpoint_every"):
+        for name in ("batch_size", "epochs", "evaluations", "checkpoint_every", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 but is {getattr(self, name)}. Give a larger number.")
         if self.keep_every is not None and self.keep_every < 1:
             raise ValueError(f"keep_every must be at least 1 but is {self.keep_every}. Leave it out to keep none.")
-        if not 0 < self.rate < 1 or not 0 <= self.warmup < 1:
+        if not 0 < self.highest_rate < 1 or not 0 <= self.warmup < 1:
             raise ValueError(
-                f"rate must lie between 0 and 1, and warmup be a share of the steps, but they are {self.rate} and "
-                f"{self.warmup}. Rates such as 5e-5 and a warmup of 0.06 are usual."
+                f"rate must lie between 0 and 1, and warmup be a share of the steps, but they are {self.highest_rate} "
+                f"and {self.warmup}. Rates such as 5e-5 and a warmup of 0.06 are usual."
             )
+
+    @property
+    def highest_rate(self) -> float:
+        """The one given, or what is usual for the part that is trained."""
+        return RATES[self.trained] if self.rate is None else self.rate
 
     def fixed(self) -> dict[str, Any]:
         """Settings that decide the result, as plain data."""
         found = {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
+        found["rate"] = self.highest_rate
         return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
     def steps(self, examples: int) -> int:

@@ -54,7 +54,7 @@ class Training:
         self, model: Any, tokenizer: Any, splits: Mapping[str, Examples], plan: FineTune, *, by: str, accelerator: Any
     ) -> None:
         self.plan, self.tokenizer, self.splits, self.by, self.accelerator = plan, tokenizer, splits, by, accelerator
-        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.rate)
+        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.highest_rate)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
         self.own, self.adam = model, optimiser
         self.rows = {name: self.encoded(name) for name in ("train", "validation")}
@@ -75,7 +75,7 @@ class Training:
         epoch, place = divmod(self.done, self.plan.per_epoch(len(self.splits["train"])))
         # Dropout follows from seed and step alone, so a run that goes on needs no state of a generator.
         torch.manual_seed(1_000_003 * self.plan.seed + self.done)
-        rate = self.plan.rate * self.plan.factor(self.done, self.steps)
+        rate = self.plan.highest_rate * self.plan.factor(self.done, self.steps)
         for group in self.adam.param_groups:
             group["lr"] = rate
         loss = self._descend(self.order(epoch)[place])

@@ -57,26 +57,49 @@ class SpeedUp:
     """Times of forward runs on the same prompts, taken in turns.
 
     Attributes:
-        whole: median seconds of the whole model: of all CPU threads together, or of a GPU until it is done.
-        small: of the shrunk one.
+        seconds: of each round, the whole model's and the shrunk one's: of all CPU threads together, or of a GPU until
+            it is done.
         examples: prompts per run.
         tokens: positions of each prompt.
-        rounds: runs of each model.
+
+    Example:
+        >>> SpeedUp(((3.0, 1.0), (5.0, 2.0), (8.0, 4.0)), examples=1, tokens=7).ratio
+        2.5
     """
 
-    whole: float
-    small: float
+    seconds: tuple[tuple[float, float], ...]
     examples: int
     tokens: int
-    rounds: int
+
+    @property
+    def rounds(self) -> int:
+        """How often each model ran."""
+        return len(self.seconds)
+
+    @property
+    def whole(self) -> float:
+        """Median seconds of the whole model."""
+        return statistics.median(whole for whole, _ in self.seconds)
+
+    @property
+    def small(self) -> float:
+        """Median seconds of the shrunk model."""
+        return statistics.median(small for _, small in self.seconds)
 
     @property
     def ratio(self) -> float:
-        """How many times as fast the shrunk model is."""
-        return self.whole / self.small
+        """How many times as fast the shrunk model is: the median over rounds, whose two runs met the same load."""
+        return statistics.median(whole / small for whole, small in self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        names = ("whole", "small", "ratio", "examples", "tokens", "rounds")
+        return {name: getattr(self, name) for name in names}
 
 
-def speed_up(whole: Any, small: Any, tokens: Tokens, *, rounds: int = 9) -> SpeedUp:
+def speed_up(
+    whole: Any, small: Any, tokens: Tokens, *, rounds: int = 9, vectors: Float[Tensor, "prompt d_model"] | None = None
+) -> SpeedUp:
     """Time two transformers models in one process, in turns, so that both meet the same disturbances.
 
     Args:
@@ -84,6 +107,7 @@ def speed_up(whole: Any, small: Any, tokens: Tokens, *, rounds: int = 9) -> Spee
         small: another one that takes the same prompts.
         tokens: the prompts of each run.
         rounds: runs of each, after one that is not counted.
+        vectors: what ids behind the vocabulary stand for, as for :func:`run`.
 
     Raises:
         ValueError: there are no rounds.
@@ -97,13 +121,12 @@ def speed_up(whole: Any, small: Any, tokens: Tokens, *, rounds: int = 9) -> Spee
     if rounds < 1:
         raise ValueError(f"A median needs at least 1 round but got {rounds}. Ask for more; 9 is usual.")
     tokens = tokens.to(whole.device)
-    seconds: dict[int, list[float]] = {0: [], 1: []}
-    for _ in range(rounds + 1):
-        for index, model in enumerate((whole, small)):
-            seconds[index].append(_seconds(lambda model=model: run(model, tokens), whole.device))
-    whole_median, small_median = (statistics.median(times[1:]) for times in seconds.values())
-    examples, length = tokens.ids.shape
-    return SpeedUp(whole_median, small_median, examples, length, rounds)
+
+    def seconds(model: Any) -> float:
+        return _seconds(lambda: run(model, tokens, vectors=vectors), whole.device)
+
+    pairs = [(seconds(whole), seconds(small)) for _ in range(rounds + 1)]
+    return SpeedUp(tuple(pairs[1:]), *tokens.ids.shape)
 
 
 @torch.no_grad()
@@ -141,7 +164,7 @@ class Shrinkage:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        speed = None if self.speed is None else {**asdict(self.speed), "ratio": self.speed.ratio}
+        speed = None if self.speed is None else self.speed.as_dict()
         return {**asdict(self), "speed": speed}
 
     def __str__(self) -> str:
@@ -170,7 +193,14 @@ class Shrinkage:
         return [(name, getattr(self.whole, part), getattr(self.small, part)) for name, part in parts]
 
 
-def shrinkage(masked: Masked, small: Any, batch: Batch, *, rounds: int = 0) -> Shrinkage:
+def shrinkage(
+    masked: Masked,
+    small: Any,
+    batch: Batch,
+    *,
+    rounds: int = 0,
+    vectors: Float[Tensor, "prompt d_model"] | None = None,
+) -> Shrinkage:
     """What a shrunk model saves, and how near its outputs are to those of the masked model that it stands for.
 
     Args:
@@ -178,6 +208,7 @@ def shrinkage(masked: Masked, small: Any, batch: Batch, *, rounds: int = 0) -> S
         small: what it gave, or the same read from its files.
         batch: prompts to compare outputs on, at their answer positions.
         rounds: timed runs of the whole and the shrunk model on the first 32 prompts; 0 for none.
+        vectors: of the soft prompt that is attached to the masked model, where one is.
 
     Example:
         >>> import tlprune as tp
@@ -188,9 +219,9 @@ def shrinkage(masked: Masked, small: Any, batch: Batch, *, rounds: int = 0) -> S
         (True, True)
     """
     whole = to_huggingface(masked.model)
-    difference = max(_difference(masked, small, part) for part in _parts(batch))
+    difference = max(_difference(masked, small, part, vectors) for part in _parts(batch))
     first = batch.clean.rows(torch.arange(min(32, len(batch)))).trimmed()
-    speed = speed_up(whole, small, first, rounds=rounds) if rounds else None
+    speed = speed_up(whole, small, first, rounds=rounds, vectors=vectors) if rounds else None
     return Shrinkage(Size.of(whole), Size.of(small), difference, len(batch), speed)
 
 
@@ -200,26 +231,43 @@ def _parts(batch: Batch) -> list[Batch]:
 
 
 @torch.no_grad()
-def _difference(masked: Masked, small: Any, part: Batch) -> float:
+def _difference(masked: Masked, small: Any, part: Batch, vectors: Tensor | None) -> float:
     part = part.to(masked.backend.device)
-    found = outputs(small, part, predicts=masked.backend.predicts)
+    found = outputs(small, part, predicts=masked.backend.predicts, vectors=vectors)
     return float((found - masked(part)).abs().max())
 
 
-def outputs(model: Any, batch: Batch, *, predicts: str) -> Float[Tensor, "example answer output"]:
+def outputs(
+    model: Any, batch: Batch, *, predicts: str, vectors: Float[Tensor, "prompt d_model"] | None = None
+) -> Float[Tensor, "example answer output"]:
     """What a transformers model says at the answer positions, or of each prompt: logits or pooled vectors."""
-    found = run(model, batch.clean.trimmed())
+    found = run(model, batch.clean.trimmed(), vectors=vectors)
     if predicts == "prompts":
         return (found.logits if "logits" in found else found.pooler_output)[:, None]
     return found.logits[torch.arange(len(batch), device=model.device)[:, None], batch.positions]
 
 
-def run(model: Any, tokens: Tokens) -> Any:
-    """Call a transformers model; a decoder's positions are counted over real tokens, each choice is the only one."""
+def run(model: Any, tokens: Tokens, *, vectors: Float[Tensor, "prompt d_model"] | None = None) -> Any:
+    """Call a transformers model; a decoder's positions are counted over real tokens, each choice is the only one.
+
+    Args:
+        model: a transformers model.
+        tokens: prompts on its device.
+        vectors: of a soft prompt: id ``V + i``, ``V`` being the size of the vocabulary, is its ``i``-th.
+    """
+    ids = {"input_ids": tokens.ids} if vectors is None else {"inputs_embeds": _embedded(model, tokens.ids, vectors)}
     told = {"attention_mask": tokens.attention_mask, "token_type_ids": tokens.token_types}
-    parts = {"input_ids": tokens.ids, **{name: value for name, value in told.items() if value is not None}}
+    parts = ids | {name: value for name, value in told.items() if value is not None}
     if type(model).__name__.endswith("ForMultipleChoice"):
         parts = {name: value[:, None] for name, value in parts.items()}
     if tokens.attention_mask is not None and model.can_generate():
         parts["position_ids"] = (tokens.attention_mask.cumsum(1) - 1).clamp(min=0)
     return model(**parts)
+
+
+def _embedded(model: Any, ids: Tensor, vectors: Tensor) -> Float[Tensor, "example pos d_model"]:
+    """Rows of the token table, and those of a prompt behind it."""
+    table = model.get_input_embeddings()
+    known, count = table(ids.clamp(max=table.num_embeddings - 1)), table.num_embeddings
+    own = vectors.to(known)[(ids - count).clamp(min=0)]
+    return torch.where((ids >= count)[..., None], own, known)
