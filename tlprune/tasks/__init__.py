@@ -28,6 +28,7 @@ from tlprune.tasks.labelled.named import cola, hans, mnli, mnli_subset, paws, pa
 from tlprune.tasks.mib.building import mib
 from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
+from tlprune.tasks.prompted import prompted
 
 
 def _of_mib(name: str) -> Callable[..., Task]:
@@ -105,6 +106,7 @@ __all__ = [
     "mnli_subset",
     "paws",
     "paws_qqp",
+    "prompted",
     "qqp",
     "read_facts",
     "read_labelled",
