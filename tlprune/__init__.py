@@ -129,6 +129,11 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
+    from tlprune.skills.choosing import top_neurons as top_neurons
+    from tlprune.skills.perturbation import PerturbationCurve as PerturbationCurve
+    from tlprune.skills.perturbation import perturbation as perturbation
+    from tlprune.skills.specificity import SkillSpecificity as SkillSpecificity
+    from tlprune.skills.specificity import skill_specificity as skill_specificity
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.agreement import agreement as agreement
     from tlprune.studies.collection import Subnetworks as Subnetworks
@@ -276,6 +281,11 @@ _HOMES = {
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",
+    "top_neurons": "skills.choosing",
+    "PerturbationCurve": "skills.perturbation",
+    "perturbation": "skills.perturbation",
+    "SkillSpecificity": "skills.specificity",
+    "skill_specificity": "skills.specificity",
     "one_at_a_time": "studies.ablating",
     "agreement": "studies.agreement",
     "Subnetworks": "studies.collection",
