@@ -130,6 +130,9 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.skills.choosing import top_neurons as top_neurons
+    from tlprune.skills.correlation import SkillCorrelation as SkillCorrelation
+    from tlprune.skills.correlation import skill_correlation as skill_correlation
+    from tlprune.skills.histogram import predictivity_histogram as predictivity_histogram
     from tlprune.skills.perturbation import PerturbationCurve as PerturbationCurve
     from tlprune.skills.perturbation import perturbation as perturbation
     from tlprune.skills.specificity import SkillSpecificity as SkillSpecificity
@@ -282,6 +285,9 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "top_neurons": "skills.choosing",
+    "SkillCorrelation": "skills.correlation",
+    "skill_correlation": "skills.correlation",
+    "predictivity_histogram": "skills.histogram",
     "PerturbationCurve": "skills.perturbation",
     "perturbation": "skills.perturbation",
     "SkillSpecificity": "skills.specificity",
