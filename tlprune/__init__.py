@@ -137,6 +137,8 @@ if TYPE_CHECKING:
     from tlprune.skills.perturbation import perturbation as perturbation
     from tlprune.skills.specificity import SkillSpecificity as SkillSpecificity
     from tlprune.skills.specificity import skill_specificity as skill_specificity
+    from tlprune.skills.transfer import PromptTransfer as PromptTransfer
+    from tlprune.skills.transfer import prompt_transfer as prompt_transfer
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.agreement import agreement as agreement
     from tlprune.studies.collection import Subnetworks as Subnetworks
@@ -292,6 +294,8 @@ _HOMES = {
     "perturbation": "skills.perturbation",
     "SkillSpecificity": "skills.specificity",
     "skill_specificity": "skills.specificity",
+    "PromptTransfer": "skills.transfer",
+    "prompt_transfer": "skills.transfer",
     "one_at_a_time": "studies.ablating",
     "agreement": "studies.agreement",
     "Subnetworks": "studies.collection",

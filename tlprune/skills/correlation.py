@@ -118,7 +118,7 @@ def skill_correlation(scores: Mapping[str, Scores], *, layers: Sequence[int] | N
     correlation of two tasks' ``r``. Where scores have samples, such as one for each prompt, the mean over pairs of them
     says how alike the trials of one task are, which bounds how alike two tasks can be.
 
-    Source: Wang et al., "Finding Skill Neurons in Pre-trained Transformer-based Language Models" (2022), section 5.2.
+    Source: Wang et al., "Finding Skill Neurons in Pre-trained Transformer-based Language Models" (2022), section 4.3.
 
     Args:
         scores: of the same neurons, by the name of the task.

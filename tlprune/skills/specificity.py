@@ -163,7 +163,7 @@ def skill_specificity(  # noqa: PLR0913
 
     If skills are apart, a task loses by its own neurons, on the diagonal, and not by those of others.
 
-    Source: Wang et al., "Finding Skill Neurons in Pre-trained Transformer-based Language Models" (2022), section 5.2.
+    Source: Wang et al., "Finding Skill Neurons in Pre-trained Transformer-based Language Models" (2022), section 4.3.
 
     Args:
         model: a TransformerLens model with MLPs; left as it was.
