@@ -58,10 +58,7 @@ def test_neurons_are_perturbed_under_each_prompt_in_turn() -> None:
     circuit = tp.Circuit(sites, (order >= WIDTH // 2).flatten())
     for trial, prompt in enumerate(prompts):
         with prompt.attached(model):
-            masked = tp.Masked(
-                model, tp.Circuit(sites, (order >= WIDTH // 2).flatten()), tp.GaussianNoise(0.5, 3 + trial)
-            )
-            logits = masked(task.test)[:, 0]
+            logits = tp.Masked(model, circuit, tp.GaussianNoise(0.5, seed=3 + trial))(task.test)[:, 0]
         noisy = float((logits.gather(1, task.test.answers) - logits.gather(1, task.test.foils)).mean())
         plain = difference(model, task.test, prompt)
         assert curve.at(0, "logit_difference").skill_runs[trial] == pytest.approx(plain, abs=1e-5)
