@@ -310,10 +310,10 @@ def test_a_curve_as_data_and_as_a_figure(model: Any) -> None:
     assert [*lines["skill neurons"].y] == [point.skill.value for point in curve.of()]
     assert [*lines["random neurons"].x] == pytest.approx([0, 100 * TWO])
     assert [*lines["most frequent answer"].y] == [curve.chance] * 2
-    high, low = (line for line in figure.data if line.legendgroup == "random neurons" and line.line.width == 0)
+    high, low = (line for line in figure.data if line.legendgroup == "random" and line.line.width == 0)
     runs = curve.at(TWO).random_runs[0]
     assert (high.y[1], low.y[1]) == (max(runs), min(runs))
-    high, low = (line for line in figure.data if line.legendgroup == "skill neurons" and line.line.width == 0)
+    high, low = (line for line in figure.data if line.legendgroup == "skill" and line.line.width == 0)
     assert (high.y[1], low.y[1]) == (curve.at(TWO).skill.high, curve.at(TWO).skill.low)
     assert {line.name for line in curve.plot("kl").data if line.name} == {"skill neurons", "random neurons"}
 

@@ -25,17 +25,20 @@ def perturbation_chart(found: PerturbationCurve, figure: str) -> Any:
     go, points = plotly(), found.of(figure)
     across = [100 * point.fraction for point in points]
     chart = go.Figure()
-    for colour, name, part in zip(COLOURS, ("skill neurons", "random neurons"), ("skill", "random"), strict=False):
-        values = [getattr(point, part).value for point in points]
+    parts = {"skill": COLOURS[0], "random": COLOURS[1]}
+    for part, colour in parts.items():
         low, high = zip(*(_band(point, part) for point in points), strict=True)
         hidden = {"mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip", "showlegend": False}
-        chart.add_scatter(x=across, y=high, legendgroup=name, **hidden)
-        chart.add_scatter(x=across, y=low, legendgroup=name, fill="tonexty", **hidden)
-        chart.add_scatter(x=across, y=values, name=name, legendgroup=name, mode="lines+markers", line_color=colour)
+        hidden["legendgroup"] = part
+        chart.add_scatter(x=across, y=high, **hidden)
+        chart.add_scatter(x=across, y=low, fill="tonexty", fillcolor=_pale(colour), **hidden)
+    for part, colour in parts.items():  # above both bands
+        values, name = [getattr(point, part).value for point in points], f"{part} neurons"
+        chart.add_scatter(x=across, y=values, name=name, legendgroup=part, mode="lines+markers", line_color=colour)
     if found.chance is not None and figure.endswith("accuracy"):
         line = {"mode": "lines", "line": _GREY, "name": "most frequent answer"}
         chart.add_scatter(x=[across[0], across[-1]], y=[found.chance] * 2, **line)
-    title = f"{found.task}: neurons perturbed by {found.ablation['name'].replace('_', ' ')}"
+    title = f"{found.task} with neurons perturbed ({_words(found.ablation['name'])})"
     axes = {"xaxis_title": f"neurons perturbed in {_range(found.layers)}, %", "yaxis_title": _words(figure)}
     return chart.update_layout(template=TEMPLATE, title=title, hovermode="x", **axes)
 
@@ -131,7 +134,7 @@ def layer_histograms(values: Mapping[int, Sequence[float]], marks: Mapping[str, 
     for row, layer in enumerate(layers, 1):
         bars = {"marker_color": COLOURS[0], "bingroup": 1, "name": f"layer {layer}", "showlegend": False}
         figure.add_histogram(x=list(values[layer]), row=row, col=1, **bars)
-        figure.update_yaxes(title_text=str(layer), row=row, col=1)
+        figure.update_yaxes(title_text=f"layer {layer}", row=row, col=1)
     for place, (name, where) in enumerate(marks.items(), 1):
         colour = COLOURS[place % len(COLOURS)]
         figure.add_vline(x=where, line={"color": colour, "dash": "dash"})
@@ -140,6 +143,12 @@ def layer_histograms(values: Mapping[int, Sequence[float]], marks: Mapping[str, 
     figure.update_xaxes(title_text=of, row=len(layers), col=1)
     height = _FRAME + 2 * _CELL * len(layers)
     return figure.update_layout(title=title, template=TEMPLATE, height=height, showlegend=bool(marks))
+
+
+def _pale(colour: str) -> str:
+    """A colour that others shine through."""
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.15)"
 
 
 def _shown(value: float | None) -> float | None:
