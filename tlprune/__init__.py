@@ -131,6 +131,16 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
     from tlprune.skills.pruning import skill_pruned as skill_pruned
+    from tlprune.skills.choosing import top_neurons as top_neurons
+    from tlprune.skills.correlation import SkillCorrelation as SkillCorrelation
+    from tlprune.skills.correlation import skill_correlation as skill_correlation
+    from tlprune.skills.histogram import predictivity_histogram as predictivity_histogram
+    from tlprune.skills.perturbation import PerturbationCurve as PerturbationCurve
+    from tlprune.skills.perturbation import perturbation as perturbation
+    from tlprune.skills.specificity import SkillSpecificity as SkillSpecificity
+    from tlprune.skills.specificity import skill_specificity as skill_specificity
+    from tlprune.skills.transfer import PromptTransfer as PromptTransfer
+    from tlprune.skills.transfer import prompt_transfer as prompt_transfer
     from tlprune.studies.ablating import one_at_a_time as one_at_a_time
     from tlprune.studies.agreement import agreement as agreement
     from tlprune.studies.collection import Subnetworks as Subnetworks
@@ -280,6 +290,16 @@ _HOMES = {
     "LeakageError": "sealing",
     "sealed": "sealing",
     "skill_pruned": "skills.pruning",
+    "top_neurons": "skills.choosing",
+    "SkillCorrelation": "skills.correlation",
+    "skill_correlation": "skills.correlation",
+    "predictivity_histogram": "skills.histogram",
+    "PerturbationCurve": "skills.perturbation",
+    "perturbation": "skills.perturbation",
+    "SkillSpecificity": "skills.specificity",
+    "skill_specificity": "skills.specificity",
+    "PromptTransfer": "skills.transfer",
+    "prompt_transfer": "skills.transfer",
     "one_at_a_time": "studies.ablating",
     "agreement": "studies.agreement",
     "Subnetworks": "studies.collection",

@@ -1,3 +1,3 @@
-"""Skill neurons looked at: what is lost without them, and models that are pruned to them."""
+"""Skill neurons put to the test: what is lost without them, whose they are, and what a model keeps of them."""
 
 from __future__ import annotations
