@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import tlprune as tp
 from tlprune.backends import backend_of
 from tlprune.backends.activations import Wanted
+from tlprune.backends.prompting import embedded_tokens
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 PROMPT = 3
 
 
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """The least that a prompt is: vectors for ids at and above the vocabulary."""
-
-    values: Tensor
-
-    @property
-    def hash(self) -> str:
-        return f"{float(self.values.sum()):.6f}"
-
-    @contextmanager
-    def attached(self, model: Any) -> Iterator[None]:
-        module = getattr(model.embed, "embed", model.embed)
-        vocabulary = vocabulary_of(model)
-
-        def clamp(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            seen.append(inputs[0])
-            return (inputs[0].clamp(max=vocabulary - 1),)
-
-        def write(_: Any, inputs: Any, output: Tensor) -> Tensor:
-            ids = seen.pop()
-            own = self.values.to(output)[(ids - vocabulary).clamp(min=0)]
-            return torch.where((ids >= vocabulary)[..., None], own, output)
-
-        seen: list[Tensor] = []
-        handles = [module.register_forward_pre_hook(clamp), module.register_forward_hook(write)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 def vocabulary_of(model: Any) -> int:
-    weights = backend_of(model).parameters()
-    return len(weights["embed.W_E" if "embed.W_E" in weights else "embed.embed.W_E"])
+    return embedded_tokens(backend_of(model).embedding)
 
 
-def vectors(model: Any, seed: int, count: int = PROMPT) -> Vectors:
+def vectors(model: Any, seed: int, count: int = PROMPT) -> tp.Prompt:
     width = backend_of(model).d_model
-    return Vectors(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)))
+    return tp.Prompt(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), "end")
 
 
 def examples(model: Any, classes: Sequence[int], *, seed: int, side: str, count: int = 13) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from encoders import fresh_encoder
-from probing import PROMPT, Vectors, activations, brute_force, of_two, task_of, told_apart, vectors, vocabulary_of
+from probing import PROMPT, activations, brute_force, of_two, task_of, told_apart, vectors, vocabulary_of
 from styles import fresh
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def task(name: str, *classes: int) -> Task:
 
 
 @cache
-def prompts(name: str) -> tuple[Vectors, ...]:
+def prompts(name: str) -> tuple[tp.Prompt, ...]:
     return vectors(model_of(name), 1), vectors(model_of(name), 2)
 
 
@@ -271,7 +271,7 @@ def built(seed: int = 0) -> Planted:
     return tp.planted("sentiment", seed=seed)
 
 
-def asked_by_prompt(one: Planted) -> tuple[Task, Vectors]:
+def asked_by_prompt(one: Planted) -> tuple[Task, tp.Prompt]:
     """The task whose last token is that of a prompt, whose vector is the embedding of the token that was there."""
     vector = backend_of(one.model).parameters()["embed.W_E"][ASK].detach()[None]
     first, streams = vocabulary_of(one.model), one.task.streams["main"]
@@ -282,7 +282,7 @@ def asked_by_prompt(one: Planted) -> tuple[Task, Vectors]:
         return dataclasses.replace(batch, clean=tp.Tokens(ids))
 
     parts = (prompted(part) for part in (streams.train, streams.validation, streams.test))
-    return dataclasses.replace(one.task, streams={"main": Stream(*parts)}), Vectors(vector)
+    return dataclasses.replace(one.task, streams={"main": Stream(*parts)}), tp.Prompt(vector, "end")
 
 
 @pytest.mark.parametrize("seed", range(6))

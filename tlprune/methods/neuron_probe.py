@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tlprune.backends.activations import Backend, Edits
+from tlprune.backends.prompting import embedded_tokens
 from tlprune.methods.effects import bar
 from tlprune.task import Batch, Tokens
 
@@ -48,7 +49,7 @@ def read_neurons(
     Raises:
         ValueError: the examples have nothing to read there.
     """
-    first = first_prompt_id(backend)
+    first = embedded_tokens(backend.embedding)
     count_of_positions(examples, probe, first)
     order = torch.argsort(examples.clean.lengths, stable=True)
     for rows in bar(order.split(batch_size), progress):
@@ -70,12 +71,6 @@ def _told(take: Taker, layer: int, rows: Tensor, reader: Reader) -> Reader:
 def _run(backend: Backend, tokens: Tokens, edits: Edits, positions: Tensor) -> None:
     run: Callable[[Tokens, Edits, Tensor], Any] = backend.final if backend.predicts == "tokens" else backend.run
     run(tokens, edits, positions)
-
-
-def first_prompt_id(backend: Backend) -> int:
-    """The number of ordinary tokens: ids from here on are those of an attached prompt."""
-    weights = backend.parameters()
-    return len(weights["embed.W_E"] if "embed.W_E" in weights else weights["embed.embed.W_E"])
 
 
 # ---- where

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from tlprune.backends import backend_of
 from tlprune.backends.activations import Backend
+from tlprune.backends.prompting import embedded_tokens
 from tlprune.masking.installing import refuse_installed
 from tlprune.masking.sites import neurons as neuron_sites
 from tlprune.methods.class_pairs import Classes
-from tlprune.methods.neuron_probe import Probe, count_of_positions, first_prompt_id, read_neurons
+from tlprune.methods.neuron_probe import Probe, count_of_positions, read_neurons
 from tlprune.methods.predictivity import Positions, Predictivity
-from tlprune.methods.skill_neurons import Attachable, attached_in_turn
+from tlprune.methods.skill_neurons import attached_in_turn
+from tlprune.prompts.prompt import Prompt
 from tlprune.sites import Neurons, Sites
 from tlprune.task import Batch, Discovery, Task
 
@@ -28,7 +30,7 @@ def neuron_activations(
     neuron: str,
     *,
     probe: Probe = "prompt",
-    prompts: Sequence[Attachable] = (),
+    prompts: Sequence[Prompt] = (),
     batch_size: int = 64,
 ) -> Float[Tensor, "trial example prompt"]:
     """What one neuron does on each example.
@@ -57,7 +59,7 @@ def neuron_activations(
     refuse_installed(model)
     backend = backend_of(model)
     layer, place = _placed(neuron_sites(model), neuron)
-    positions = count_of_positions(examples, probe, first_prompt_id(backend))
+    positions = count_of_positions(examples, probe, embedded_tokens(backend.embedding))
     found = torch.empty(max(1, len(prompts)), len(examples), positions, dtype=backend.dtype)
     for trial, attached in zip(found, attached_in_turn(model, prompts), strict=True):
 
@@ -75,7 +77,7 @@ def neuron_accuracy(
     found: Predictivity,
     *,
     neuron: str,
-    prompts: Sequence[Attachable] = (),
+    prompts: Sequence[Prompt] = (),
     positions: Positions = "max",
     batch_size: int = 64,
 ) -> Float[Tensor, "trial"]:
@@ -124,7 +126,7 @@ def prompt_activations(
     model: Any,
     task: Task | Discovery,
     *,
-    prompts: Sequence[Attachable] = (),
+    prompts: Sequence[Prompt] = (),
     pattern: str = "*",
 ) -> Float[Tensor, "trial layer prompt neuron"]:
     """What neurons do at the prompt's tokens when there is no input.
@@ -161,7 +163,7 @@ def prompt_activations(
 
 def _without_input(model: Any, backend: Backend, examples: Batch) -> Batch:
     """The first example without its words."""
-    first = first_prompt_id(backend)
+    first = embedded_tokens(backend.embedding)
     count_of_positions(examples, "prompt", first)
     one = examples.rows(torch.arange(1))
     kept = _kept(one.clean.ids[0], getattr(model, "tokenizer", None), first)
@@ -190,7 +192,7 @@ def _chosen(
     return right[:, positions]
 
 
-def _check_trials(count: int, prompts: Sequence[Attachable]) -> None:
+def _check_trials(count: int, prompts: Sequence[Prompt]) -> None:
     if count != max(1, len(prompts)):
         raise ValueError(
             f"A neuron has thresholds for {count} prompts but got {len(prompts)}. Give those that it was measured with."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tlprune.backends import backend_of
 from tlprune.backends.activations import Backend
+from tlprune.backends.prompting import embedded_tokens
 from tlprune.circuit import Circuit
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.installing import refuse_installed
@@ -20,26 +21,15 @@ from tlprune.masking.sites import neurons as neuron_sites
 from tlprune.methods.ablations import ablation_for
 from tlprune.methods.class_pairs import Classes, ClassMeans, PairCounts, classes_of
 from tlprune.methods.effects import check_batch_size
-from tlprune.methods.neuron_probe import PROBES, Probe, count_of_positions, first_prompt_id, read_neurons
+from tlprune.methods.neuron_probe import PROBES, Probe, count_of_positions, read_neurons
 from tlprune.methods.predictivity import Aggregate, Positions, Predictivity
 from tlprune.methods.provenance import provenance_of
 from tlprune.methods.scoring import Scoring, check_sparsity, size
+from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
 from tlprune.selection import Selection, Top
 from tlprune.sites import Neurons, Sites
 from tlprune.task import Batch, Discovery, Task
-
-
-@runtime_checkable
-class Attachable(Protocol):
-    """What a prompt has to be able to do, such as :class:`~tlprune.Prompt`."""
-
-    @property
-    def hash(self) -> str: ...
-
-    def attached(self, model: Any) -> AbstractContextManager[Any]:
-        """A context in which the model knows the prompt's tokens."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +117,7 @@ class SkillNeurons(Scoring):
         model: Any,
         task: Task | Discovery,
         *,
-        prompts: Sequence[Attachable] = (),
+        prompts: Sequence[Prompt] = (),
         ablation: Ablation | None = None,
         progress: bool = False,
     ) -> Scores:
@@ -150,7 +140,7 @@ class SkillNeurons(Scoring):
         model: Any,
         task: Task | Discovery,
         *,
-        prompts: Sequence[Attachable] = (),
+        prompts: Sequence[Prompt] = (),
         ablation: Ablation | None = None,
         progress: bool = False,
     ) -> Circuit:
@@ -163,7 +153,7 @@ class SkillNeurons(Scoring):
         model: Any,
         task: Task | Discovery,
         *,
-        prompts: Sequence[Attachable] = (),
+        prompts: Sequence[Prompt] = (),
         ablation: Ablation | None = None,
         progress: bool = False,
     ) -> Predictivity:
@@ -208,9 +198,9 @@ class SkillNeurons(Scoring):
             backend, examples, take, probe=self.probe, layers=layers, batch_size=self.batch_size, progress=progress
         )
 
-    def _check_positions(self, backend: Backend, discovery: Discovery, prompts: Sequence[Attachable]) -> None:
+    def _check_positions(self, backend: Backend, discovery: Discovery, prompts: Sequence[Prompt]) -> None:
         """Before the model runs."""
-        first = first_prompt_id(backend)
+        first = embedded_tokens(backend.embedding)
         train, validation = (
             count_of_positions(examples, self.probe, first) for examples in (discovery.train(), discovery.validation())
         )
@@ -227,7 +217,7 @@ class SkillNeurons(Scoring):
             )
 
 
-def attached_in_turn(model: Any, prompts: Sequence[Attachable]) -> list[AbstractContextManager[Any]]:
+def attached_in_turn(model: Any, prompts: Sequence[Prompt]) -> list[AbstractContextManager[Any]]:
     """A context for each trial: one prompt attached, or the model as it is where there are none."""
     return [prompt.attached(model) for prompt in prompts] or [nullcontext()]
 
