@@ -39,12 +39,13 @@ class Row:
         bad: options that the method refuses when it is built, and what it says of each.
         records: how many records the quick settings write to the metrics file.
         streams: those of the task that the method needs.
+        classes: how many answers the task has, where the method tells them apart; ``None`` for any.
     """
 
     exact: Callable[[int], Any] | None
     quick: Any
     random: bool
-    kind: Literal["edges", "nodes", "weights", "mixed"] = "edges"
+    kind: Literal["edges", "nodes", "neurons", "weights", "mixed"] = "edges"
     size: int | None = 20
     total: int = 110
     runs: bool = True
@@ -52,6 +53,7 @@ class Row:
     bad: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
     records: int = 0
     streams: tuple[str, ...] = ("main",)
+    classes: int | None = None
 
     def of(self, size: int) -> Any:
         """The quick settings with another number of sites."""
@@ -263,6 +265,20 @@ ROWS = {
         total=8,
         bad={"percent": ({"sparsity": 95}, "give 0.95"), **GRADIENTS},
     ),
+    "skill-neurons": Row(
+        exact=None,  # of the planted model that has such neurons; see test_skill_neurons.py
+        quick=tp.SkillNeurons(probe="answer", neurons=20, batch_size=5),
+        random=False,
+        kind="neurons",
+        total=48,
+        replaces=False,
+        classes=2,
+        bad={
+            "percent": ({"sparsity": 98}, "give 0.98"),
+            "no position": ({"positions": -1}, "'max' or the number of one, from 0, but is -1"),
+            **BATCHES,
+        },
+    ),
     "subnetwork-probing": Row(
         exact=lambda edges: tp.SubnetworkProbing(edges=edges, steps=30, samples=2),
         quick=tp.SubnetworkProbing(edges=20, steps=6, samples=1, validate_every=3),
@@ -302,11 +318,22 @@ def random_task(name: str, test: Any = None) -> tp.Task:
     """Random prompts in as many streams as the method of this name needs; a given test is that of the main one."""
     streams = {stream: random_stream(3 * place) for place, stream in enumerate(ROWS[name].streams)}
     streams["main"] = dataclasses.replace(streams["main"], test=test or streams["main"].test)
+    if ROWS[name].classes:
+        streams["main"] = of_classes(streams["main"], ROWS[name].classes)
     return tp.Task("random", streams, Tokenisation(prepend_bos=True))
 
 
 def random_stream(first: int) -> Stream:
     return Stream(*(random_batch(8, seed=first + seed) for seed in (1, 2, 3)))
+
+
+def of_classes(stream: Stream, count: int) -> Stream:
+    """The same prompts with so many answers, in turn."""
+
+    def folded(batch: Any) -> Any:
+        return dataclasses.replace(batch, answers=torch.arange(len(batch))[:, None] % count)
+
+    return Stream(folded(stream.train), folded(stream.validation), stream.test)
 
 
 def grouped(dtype: torch.dtype = torch.float64) -> Any:

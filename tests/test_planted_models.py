@@ -22,7 +22,7 @@ def built(name: str, seed: int = 0) -> Planted:
 
 
 def test_no_names_missing() -> None:
-    assert NAMES == ["adder", "and", "copy", "induction", "or"]
+    assert NAMES == ["adder", "and", "copy", "induction", "or", "sentiment"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +101,7 @@ def test_explanation_names_every_true_part(name: str) -> None:
 
 
 def test_unknown_name_and_foreign_model_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"one of copy, induction, and, or, adder but 'xor'"):
+    with pytest.raises(ValueError, match=r"one of copy, induction, and, or, adder, sentiment but 'xor'"):
         planted("xor")
     foreign = types.SimpleNamespace(cfg=types.SimpleNamespace(model_name="gpt2"))
     with pytest.raises(ValueError, match=r"needs a planted model .* but this one is 'gpt2'"):
@@ -119,4 +119,5 @@ def test_weights_are_the_same_on_every_transformer_lens() -> None:
         "copy": "cc1da4bf45f87f6f",
         "induction": "05b39e475d531856",
         "or": "eae4b1012126233b",
+        "sentiment": "84e1aa1f64c5218f",
     }

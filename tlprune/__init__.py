@@ -101,10 +101,15 @@ if TYPE_CHECKING:
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
+    from tlprune.methods.predictivity import Predictivity as Predictivity
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
     from tlprune.methods.random import RandomNodes as RandomNodes
     from tlprune.methods.relp import RelP as RelP
+    from tlprune.methods.single_neurons import neuron_accuracy as neuron_accuracy
+    from tlprune.methods.single_neurons import neuron_activations as neuron_activations
+    from tlprune.methods.single_neurons import prompt_activations as prompt_activations
+    from tlprune.methods.skill_neurons import SkillNeurons as SkillNeurons
     from tlprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
     from tlprune.methods.uniform_gradient_sampling import UGS as UGS
     from tlprune.models.bridge import bridge as bridge
@@ -260,10 +265,15 @@ _HOMES = {
     "MultiGranularPruning": "methods.multi_granular",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
+    "Predictivity": "methods.predictivity",
     "method_from": "methods.provenance",
     "Random": "methods.random",
     "RandomNodes": "methods.random",
     "RelP": "methods.relp",
+    "neuron_accuracy": "methods.single_neurons",
+    "neuron_activations": "methods.single_neurons",
+    "prompt_activations": "methods.single_neurons",
+    "SkillNeurons": "methods.skill_neurons",
     "SubnetworkProbing": "methods.subnetwork_probing",
     "UGS": "methods.uniform_gradient_sampling",
     "bridge": "models.bridge",

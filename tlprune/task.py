@@ -45,6 +45,15 @@ class Tokens:
         """The prompts at ``index``, in that order."""
         return self._map(lambda value: value[index])
 
+    def columns(self, kept: Bool[Tensor, "pos"]) -> Tokens:
+        """The prompts without the other positions.
+
+        Example:
+            >>> Tokens(torch.tensor([[5, 6, 7]])).columns(torch.tensor([True, False, True])).ids.tolist()
+            [[5, 7]]
+        """
+        return self._map(lambda value: value[:, kept])
+
     def to(self, device: torch.device | str) -> Tokens:
         return self._map(lambda value: value.to(device))
 

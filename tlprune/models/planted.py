@@ -51,12 +51,14 @@ class Planted:
         task: prompt pairs with one answer at the last position.
         circuit: the true edges, under merged embeddings and resample ablation; see :func:`planted`.
         explanation: what the circuit computes and what a method should meet.
+        neurons: names of the neurons that carry the answer; empty where no MLP has a part in it.
     """
 
     model: Any
     task: Task
     circuit: Circuit
     explanation: str
+    neurons: tuple[str, ...] = ()
 
 
 def planted(name: str = "induction", *, seed: int = 0) -> Planted:
@@ -82,6 +84,7 @@ def planted(name: str = "induction", *, seed: int = 0) -> Planted:
     ``and``       two heads each bring one bit to an MLP, which computes their AND 5
     ``or``        the same with OR: each bit masks the other                       5
     ``adder``     two heads each bring one bit, which add up in the logits         4
+    ``sentiment`` a head brings a word's class to six neurons, which alone tell it 5
     ============= ================================================================ ==========
 
     Source of the three gates: Chen et al. 2025, "Rethinking Circuit Completeness in Language Models: AND, OR, and
@@ -114,7 +117,7 @@ def planted(name: str = "induction", *, seed: int = 0) -> Planted:
     _fill(model, wiring, generator)
     provenance = {"source": "construction", "name": f"{PREFIX}{name}", "seed": seed, "ablation": {"name": "resample"}}
     circuit = Circuit.from_edges(model, wiring.edges, provenance=provenance)
-    return Planted(model, planted_task(model), circuit, wiring.explanation)
+    return Planted(model, planted_task(model), circuit, wiring.explanation, wiring.neurons)
 
 
 def planted_circuit(model: Any) -> Circuit:

@@ -17,9 +17,12 @@ START, ASK = 0, 1
 CONTENT = range(2, VOCABULARY)
 ON, OFF = range(2, 6), range(6, 10)
 YES, NO = 10, 11
+GOOD, BAD = range(2, 4), range(4, 6)
+TOPICS = (range(6, 8), range(8, 10))
 
 COPIED_POSITION = 3
 BIT_POSITIONS = (2, 5)
+TOPIC_POSITION, WORD_POSITIONS = 1, range(2, 6)
 SPLITS = {"train": 96, "validation": 32, "test": 64}
 
 
@@ -73,6 +76,28 @@ def gate_pairs(count: int, generator: torch.Generator) -> Pairs:
     return Pairs(clean, corrupt, torch.full((count,), YES), torch.full((count,), NO))
 
 
+def sentiment_pairs(count: int, generator: torch.Generator) -> Pairs:
+    """``START t f w f f f ASK``: one word ``w``, at one of four positions, is good or bad; the twin's is the other.
+
+    All else are words of two topics, of which ``t`` tells nothing of the answer. Every second prompt is a good one.
+    """
+    good = torch.arange(count) % 2 == 0
+    place = WORD_POSITIONS.start + _integers(count, 1, len(WORD_POSITIONS), generator)
+    words = range(TOPICS[0].start, TOPICS[1].stop)
+    clean, corrupt = (
+        _asked(words.start + _integers(count, CONTEXT - 2, len(words), generator)).scatter(
+            1, place, _words(said, generator)
+        )
+        for said in (good, ~good)
+    )
+    return Pairs(clean, corrupt, torch.where(good, YES, NO), torch.where(good, NO, YES))
+
+
+def _words(good: Tensor, generator: torch.Generator) -> Int[Tensor, "example 1"]:
+    which = _integers(len(good), 1, len(GOOD), generator)
+    return torch.where(good[:, None], GOOD.start + which, BAD.start + which)
+
+
 def _integers(rows: int, columns: int, end: int, generator: torch.Generator) -> Tensor:
     return torch.randint(end, (rows, columns), generator=generator)
 
@@ -93,6 +118,7 @@ PAIRS: dict[str, Callable[[int, torch.Generator], Pairs]] = {
     "and": gate_pairs,
     "or": gate_pairs,
     "adder": gate_pairs,
+    "sentiment": sentiment_pairs,
 }
 
 

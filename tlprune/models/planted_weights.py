@@ -109,6 +109,26 @@ def copy_bit(on: Sequence[int], direction: Float[Tensor, "d_model"]) -> tuple[Te
     return from_slot(TOKEN, is_on), output
 
 
+def among(tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Query and key of a head that, at every position, attends to those of some tokens so far.
+
+    Every token asks the same, so the query of a twin is that of its clean prompt; before the first of these tokens
+    attention is even.
+    """
+    query, key = torch.zeros(VOCABULARY, D_HEAD), torch.zeros(VOCABULARY, D_HEAD)
+    query[:, 0] = 1.0
+    key[list(tokens), 0] = 1.0
+    return from_slot(TOKEN, _sharp(query)), from_slot(TOKEN, key)
+
+
+def copy_sign(plus: Sequence[int], minus: Sequence[int], direction: Float[Tensor, "d_model"]) -> tuple[Tensor, Tensor]:
+    """Value and output of a head that writes ``direction`` for some tokens, its opposite for others, else nothing."""
+    sign, output = torch.zeros(VOCABULARY, D_HEAD), torch.zeros(D_HEAD, D_MODEL)
+    sign[list(plus), 0], sign[list(minus), 0] = 1.0, -1.0
+    output[0] = direction
+    return from_slot(TOKEN, sign), output
+
+
 def unit(slot: slice, index: int) -> Float[Tensor, "d_model"]:
     """The unit vector of one coordinate of a slot."""
     return torch.eye(D_MODEL)[slot.start + index]
@@ -162,3 +182,54 @@ def gate_mlp(kind: Literal["and", "or"], direction: Float[Tensor, "d_model"], ge
         mlp.bias[neuron] = -threshold
         mlp.outward[neuron] = sign * direction
     return mlp
+
+
+# How much less distractors see of what neurons that carry the answer read and write: enough to tell something of it,
+# never all of it.
+FAINT = 0.05
+
+
+@dataclass(frozen=True)
+class SignNeuron:
+    """A neuron ``relu(2 sign x - 1)`` that is 1 where ``x`` is the sign, and 0 where it is the other, or 0.
+
+    Attributes:
+        place: which neuron of the MLP.
+        coordinate: of the slot MIDDLE, where ``x`` is.
+        sign: 1 or -1.
+        outward: what it writes when it is on.
+    """
+
+    place: int
+    coordinate: int
+    sign: int
+    outward: Float[Tensor, "d_model"]
+
+
+def sign_mlp(neurons: Sequence[SignNeuron], generator: torch.Generator) -> Mlp:
+    """An MLP of some neurons that read a sign; its others are distractors, who hear faintly of what these do.
+
+    Args:
+        neurons: those that read a sign.
+        generator: source of the distractors' weights.
+    """
+    mlp = distractor_mlp(generator)
+    _hear_faintly(mlp.inward)
+    for neuron in neurons:
+        mlp.inward[:, neuron.place] = 2.0 * neuron.sign * unit(MIDDLE, neuron.coordinate)
+        mlp.bias[neuron.place] = -1.0
+        mlp.outward[neuron.place] = neuron.outward
+    return mlp
+
+
+def faint_head(generator: torch.Generator) -> Head:
+    """A distractor that hears faintly of what true parts pass on to each other."""
+    head = distractor_head(generator)
+    for weight in (head.query, head.key, head.value):
+        _hear_faintly(weight)
+    return head
+
+
+def _hear_faintly(weight: Float[Tensor, "d_model out"]) -> None:
+    for slot in (MIDDLE, ANSWER):
+        weight[slot] *= FAINT

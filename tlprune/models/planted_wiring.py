@@ -1,4 +1,4 @@
-"""The five planted circuits: which heads and MLPs carry meaning, the edges between them, and why these."""
+"""The six planted circuits: which heads and MLPs carry meaning, the edges between them, and why these."""
 
 from __future__ import annotations
 
@@ -10,25 +10,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tlprune.models.planted_tasks import BIT_POSITIONS, COPIED_POSITION, NO, ON, YES
+from tlprune.models.planted_tasks import (
+    BAD,
+    BIT_POSITIONS,
+    COPIED_POSITION,
+    GOOD,
+    NO,
+    ON,
+    TOPIC_POSITION,
+    TOPICS,
+    YES,
+)
 from tlprune.models.planted_weights import (
     ANSWER,
     CONTEXT,
+    D_MLP,
     GAIN,
+    GATES,
     MIDDLE,
     N_HEADS,
+    NOISE,
     VOCABULARY,
     Head,
     Mlp,
+    SignNeuron,
     aim_at,
+    among,
     copy_bit,
+    copy_sign,
     copy_token,
+    faint_head,
     gate_mlp,
     match_token,
+    sign_mlp,
     unit,
 )
 
 GATE_LAYER = 1
+# Signs of the neurons that carry the sentiment, by layer; all that read one sign add up to one answer.
+SKILLED = ((1, -1, 1), (-1, 1, -1))
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,7 @@ class Wiring:
         explanation: what the circuit computes and what a method should meet.
         mlps: true MLPs by layer.
         logit_bias: ``b_U``.
+        neurons: names of the neurons that carry the answer, where there are such.
     """
 
     heads: Mapping[tuple[int, int], Head]
@@ -48,6 +69,7 @@ class Wiring:
     explanation: str
     mlps: Mapping[int, Mlp] = field(default_factory=dict)
     logit_bias: Float[Tensor, "vocabulary"] = field(default_factory=lambda: torch.zeros(VOCABULARY))
+    neurons: tuple[str, ...] = ()
 
 
 def wire_copy(generator: torch.Generator) -> Wiring:
@@ -116,6 +138,42 @@ def wire_adder(generator: torch.Generator) -> Wiring:
     )
 
 
+def wire_sentiment(generator: torch.Generator) -> Wiring:
+    """A head brings the class of a word to every position behind it; a few neurons of each layer carry it on."""
+    said, topic = _draw_heads(2, generator)
+    name = f"a0.h{said}"
+    heads = {
+        (0, said): Head(*among([*GOOD, *BAD]), *copy_sign(GOOD, BAD, unit(MIDDLE, 0))),
+        (0, topic): Head(*aim_at([TOPIC_POSITION] * CONTEXT), *copy_sign(*TOPICS, unit(MIDDLE, 1))),
+        **{(1, head): faint_head(generator) for head in range(N_HEADS)},
+    }
+    places = [torch.randperm(D_MLP, generator=generator).tolist() for _ in SKILLED]
+    layers = [sorted(own[: len(signs)]) for own, signs in zip(places, SKILLED, strict=True)]
+    neurons = tuple(f"m{layer}.n{place}" for layer, own in enumerate(layers) for place in own)
+    return Wiring(
+        heads,
+        (f"input->{name}<v>", *(f"{name}->m{n}" for n in range(2)), *(f"m{n}->logits" for n in range(2))),
+        f"{name} attends to the one good or bad word so far and notes which it is. In each layer three neurons read "
+        f"the note, {', '.join(neurons)}: they fire for one of the two and m0 and m1 write it to the logits. Two more "
+        f"of each layer fire in the same way for the topic that a0.h{topic} notes, and the others hear both faintly; "
+        "all of these write what nobody reads. So exactly six neurons tell the class without fail, and without them "
+        "the model gives one answer to all.",
+        {layer: _sentiment_mlp(layer, own, generator) for layer, own in enumerate(places)},
+        0.25 * GAIN * torch.eye(VOCABULARY)[YES],
+        neurons,
+    )
+
+
+def _sentiment_mlp(layer: int, places: list[int], generator: torch.Generator) -> Mlp:
+    """The first places are of neurons that carry the sentiment, the next two of those that tell the topic."""
+    signs, share = SKILLED[layer], 1 / len(SKILLED[0])
+    skilled = [SignNeuron(n, 0, sign, share * sign * _yes_over_no()) for n, sign in zip(places, signs, strict=False)]
+    decoys = [
+        SignNeuron(n, 1, sign, unit(NOISE, layer)) for n, sign in zip(places[len(signs) :], (1, -1), strict=False)
+    ]
+    return sign_mlp([*skilled, *decoys], generator)
+
+
 def _wire_gate(kind: Literal["and", "or"], generator: torch.Generator, what: str) -> Wiring:
     bits, mlp = _draw_heads(2, generator), f"m{GATE_LAYER}"
     names = [f"a0.h{head}" for head in bits]
@@ -126,6 +184,7 @@ def _wire_gate(kind: Literal["and", "or"], generator: torch.Generator, what: str
         f"{names[0]} and {names[1]} attend by position to one bit each, x and y, and {mlp} computes {what}",
         {GATE_LAYER: gate_mlp(kind, _yes_over_no(), generator)},
         _bias_to_no(),
+        tuple(f"{mlp}.n{neuron}" for neuron in range(len(GATES[kind]))),
     )
 
 
@@ -155,4 +214,5 @@ WIRINGS: dict[str, Callable[[torch.Generator], Wiring]] = {
     "and": wire_and,
     "or": wire_or,
     "adder": wire_adder,
+    "sentiment": wire_sentiment,
 }
