@@ -135,13 +135,13 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
     from tlprune.sites import Sites as Sites
-    from tlprune.skills.pruning import skill_pruned as skill_pruned
     from tlprune.skills.choosing import top_neurons as top_neurons
     from tlprune.skills.correlation import SkillCorrelation as SkillCorrelation
     from tlprune.skills.correlation import skill_correlation as skill_correlation
     from tlprune.skills.histogram import predictivity_histogram as predictivity_histogram
     from tlprune.skills.perturbation import PerturbationCurve as PerturbationCurve
     from tlprune.skills.perturbation import perturbation as perturbation
+    from tlprune.skills.pruning import skill_pruned as skill_pruned
     from tlprune.skills.specificity import SkillSpecificity as SkillSpecificity
     from tlprune.skills.specificity import skill_specificity as skill_specificity
     from tlprune.skills.transfer import PromptTransfer as PromptTransfer
