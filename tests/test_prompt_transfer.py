@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from styles import SHAPE, model_of, random_batch
-from torch import Tensor
 
 import tlprune as tp
 from tlprune.skills.choosing import places
@@ -77,10 +76,8 @@ def test_neurons_are_set_to_their_means_under_the_prompt() -> None:
         _, cache = model.run_with_cache(task.discovery.train().clean.ids)
     means = {f"blocks.{layer}.mlp.hook_post": cache[f"blocks.{layer}.mlp.hook_post"].mean((0, 1)) for layer in range(3)}
 
-    def hook(value: Tensor, hook: Any) -> Tensor:
-        return means[hook.name].expand_as(value)
-
-    expected = difference(model, task.test, prompt, [(name, hook) for name in means])
+    hooks = [(name, lambda value, hook, mean=mean: mean.expand_as(value)) for name, mean in means.items()]
+    expected = difference(model, task.test, prompt, hooks)
     assert found.at(1, "logit_difference").skill.value == pytest.approx(expected, abs=1e-5)
 
 
