@@ -5,7 +5,9 @@ Run from the repository root:
     python scripts/train_decoder.py --out runs/decoder --text data/sst2/train.tsv:sentence \\
         --held-out data/sst2/dev.tsv:sentence --words " good" " bad"
 
-A line is a text of its own, between two marks of the end of text. ``tlprune.load`` reads the result.
+A line is a text of its own, between two marks of the end of text. So little text teaches which words follow, not what
+a review says. ``--verdicts data/sst2/train.tsv:sentence:label --endings " it was bad" " it was good"`` adds reviews
+that end with what they say. ``tlprune.load`` reads the result.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from language_modelling import Course, divided, encoded, measure, save, train  #
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tlprune.tasks import labelled_data
+
 END, FILLER = "<|endoftext|>", "<|padding|>"
 
 
@@ -30,6 +34,9 @@ class DecoderCourse(Course):
 
     Attributes:
         words: words that must be single tokens, with the space before them, such as " good" and " bad".
+        verdicts: a table with a column of texts and one of classes, as train.tsv:sentence:label; its texts are
+            trained on with the ending of their class.
+        endings: for each class, in the order of the numbers or of the alphabet, such as " it was bad" " it was good".
         vocabulary: tokens, of byte pairs; fewer where the text has no more.
         layers: blocks.
         heads: per block.
@@ -39,6 +46,8 @@ class DecoderCourse(Course):
     """
 
     words: tuple[str, ...] = ()
+    verdicts: str | None = None
+    endings: tuple[str, ...] = ()
     vocabulary: int = 8192
     layers: int = 4
     heads: int = 4
@@ -61,6 +70,7 @@ def main(words: list[str] | None = None) -> None:
     torch.set_num_threads(course.threads)
     torch.manual_seed(course.seed)
     trained, held_out = divided(course)
+    trained += judged(course, {*held_out})
     tokenizer = tokenizer_of(trained, course.vocabulary)
     check_words(tokenizer, course.words)
     model = built(course, tokenizer)
@@ -70,6 +80,27 @@ def main(words: list[str] | None = None) -> None:
     figures = measure(model, collator, measured, ahead=1, seed=course.seed)
     save(model, tokenizer, course, {"lines": len(trained), "parameters": model.num_parameters(), "after": figures})
     _name_tokenizer(course)
+
+
+def judged(course: DecoderCourse, held_out: set[str]) -> list[str]:
+    """Texts that end with what they say, but for those that are measured on.
+
+    Raises:
+        ValueError: there are not as many endings as classes, or columns are not named.
+    """
+    if course.verdicts is None:
+        return []
+    path, *columns = course.verdicts.rsplit(":", 2)
+    if len(columns) != 2:
+        raise ValueError(f"Verdicts need a table and two columns but are {course.verdicts}. Give table:text:class.")
+    found = labelled_data("verdicts", path, text=columns[0], label=columns[1])["train"]
+    if len(course.endings) != len(found.classes):
+        raise ValueError(
+            f"Each class ({', '.join(found.classes) or 'a regression'}) needs an ending but there are "
+            f"{len(course.endings)}. Give --endings, one for each in this order."
+        )
+    rows = zip(found.texts, found.labels, strict=True)
+    return [f"{text}{course.endings[int(label)]}" for text, label in rows if text not in held_out]
 
 
 def tokenizer_of(lines: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -122,6 +122,19 @@ def test_a_decoder_learns_what_follows_and_loads(folder: Path, script: Callable[
     )
 
 
+def test_texts_end_with_their_verdicts(folder: Path, script: Callable[[str], Any]) -> None:
+    module, table = script("train_decoder"), folder / "verdicts.csv"
+    table.write_text("said,verdict\nred blue,1\nred green,0\ngreen,1\n")
+    fixed = {"text": (), "out": folder / "none", "verdicts": f"{table}:said:verdict"}
+    lines = module.judged(module.DecoderCourse(**fixed, endings=(" bad", " good")), {"red green"})
+    assert lines == ["red blue good", "green good"]
+    assert module.judged(module.DecoderCourse(text=(), out=folder / "none"), set()) == []
+    with pytest.raises(ValueError, match=r"Each class \(0, 1\) needs an ending but there are 1"):
+        module.judged(module.DecoderCourse(**fixed, endings=(" bad",)), set())
+    with pytest.raises(ValueError, match="need a table and two columns"):
+        module.judged(module.DecoderCourse(**{**fixed, "verdicts": f"{table}"}), set())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
