@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from styles import random_batch, refuses_choice
 from tlprune.learning.budgets import Budget, Lagrangian, Penalty, every
 from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, Objective, Uniform, weighted
 from tlprune.schedules import constant, join, linear
+from tlprune.tasks.verbaliser import word_metrics
 
 BATCH = random_batch(examples=4)
 LOGITS = torch.randn(4, 1, 29, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -37,6 +39,38 @@ def test_cross_entropy_is_the_surprise_at_the_answer() -> None:
     picked = [chances[row, 0, BATCH.answers[row, 0]] for row in range(4)]
     expected = -sum(math.log(chance) for chance in picked) / 4
     assert float(CrossEntropy()(LOGITS, BATCH, REFERENCE)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_cross_entropy_over_some_tokens_is_that_of_a_model_that_has_no_others() -> None:
+    """Where the other tokens are out of reach, which is what renormalising means."""
+    tokens = tuple(sorted({*BATCH.answers.flatten().tolist(), 3, 11}))
+    others = [token for token in range(LOGITS.shape[-1]) if token not in tokens]
+    alone = LOGITS.clone()
+    alone[..., others] = -math.inf
+    wanted = float(CrossEntropy()(alone, BATCH, REFERENCE))
+    assert float(CrossEntropy(tokens=tokens)(LOGITS, BATCH, REFERENCE)) == pytest.approx(wanted, rel=1e-12)
+    assert wanted < float(CrossEntropy()(LOGITS, BATCH, REFERENCE)) - 0.1
+    metrics = word_metrics(tokens)
+    assert float(metrics["word_cross_entropy"](LOGITS, BATCH, REFERENCE).mean()) == pytest.approx(wanted, rel=1e-12)
+    right = [int(alone[row, 0].argmax()) == int(BATCH.answers[row, 0]) for row in range(4)]
+    assert metrics["word_accuracy"](LOGITS, BATCH, REFERENCE).tolist() == right
+
+
+def test_cross_entropy_leaves_out_places_without_an_answer_and_refuses_other_answers() -> None:
+    answers = torch.tensor([[3, -100], [5, 4]])
+    batch = dataclasses.replace(BATCH.rows(torch.arange(2)), positions=0 * answers, answers=answers, foils=answers)
+    logits = torch.randn(2, 2, 29, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = CrossEntropy(tokens=(5, 4, 3))(logits, batch, logits)
+    nats = [
+        -logits[row, place, [3, 4, 5]].log_softmax(-1)[word] for row, place, word in ((0, 0, 0), (1, 0, 2), (1, 1, 1))
+    ]
+    assert float(found) == pytest.approx(float(sum(nats)) / 3, rel=1e-12)
+    with pytest.raises(ValueError, match="token 4 is an answer and none of"):
+        CrossEntropy(tokens=(3, 5))(logits, batch, logits)
+    with pytest.raises(ValueError, match="from 0 to 28 but got 3 to 40"):
+        CrossEntropy(tokens=(3, 40))(logits, batch, logits)
+    with pytest.raises(ValueError, match="at least two different ids"):
+        CrossEntropy(tokens=(3, 3))
 
 
 def test_logit_difference_is_foil_less_answer() -> None:

@@ -31,7 +31,7 @@ FIGURES = {
     "squared_error": "squared_error",
     "target_error": "target_error",
 }
-LOWER_IS_BETTER = ("kl", "rank", "perplexity", "squared_error", "target_error")
+LOWER_IS_BETTER = ("kl", "rank", "perplexity", "squared_error", "target_error", "word_cross_entropy")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tlprune.task import MAIN, Batch
@@ -143,26 +143,14 @@ class KL(_Addressed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens is not None and (len(self.tokens) < 2 or len(set(self.tokens)) < len(self.tokens)):
-            raise ValueError(
-                f"KL over some tokens needs at least two different ids but got {len(self.tokens)}, "
-                f"{len(set(self.tokens))} of them different. Name each token once, or leave tokens out."
-            )
+        _check_tokens(self.tokens, "KL")
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
         refuse_one_output(logits, type(self).__name__)
         if self.tokens is not None:
-            logits, reference = self._chosen(logits), self._chosen(reference).log_softmax(-1)
+            logits, reference = (chosen(one, self.tokens, "KL") for one in (logits, reference))
+            reference = reference.log_softmax(-1)
         return mean_answered(divergence(logits, reference), batch)
-
-    def _chosen(self, logits: Logits) -> Float[Tensor, "example answer chosen"]:
-        ids = torch.tensor(self.tokens, device=logits.device)
-        if not 0 <= int(ids.min()) <= int(ids.max()) < logits.shape[-1]:
-            raise ValueError(
-                f"KL needs token ids from 0 to {logits.shape[-1] - 1} but got {int(ids.min())} to {int(ids.max())}. "
-                "Take them from the tokenizer of this model."
-            )
-        return logits[..., ids]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,15 +204,64 @@ class CrossEntropy(_Addressed):
     Attributes:
         on: the stream whose examples it is of.
         run: which run of the mask it is of, ``"kept"`` or ``"complement"``.
+        tokens: ids among which the model chooses, such as a verbaliser's words; the whole vocabulary by default.
+
+    Raises:
+        ValueError: ``tokens`` has fewer than two ids or one twice, or lacks an answer; the model has one output.
+
+    Example:
+        >>> import tlprune as tp
+        >>> batch = tp.planted("copy").task.test.rows(torch.tensor([0]))
+        >>> answer, logits = int(batch.answers), torch.zeros(1, 1, 30)
+        >>> nats = [CrossEntropy(tokens=ids)(logits, batch, logits) for ids in (None, (answer, answer + 1))]
+        >>> [round(float(one.exp()), 3) for one in nats]
+        [30.0, 2.0]
     """
+
+    tokens: tuple[int, ...] | None = None
 
     name = "cross_entropy"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_tokens(self.tokens, "CrossEntropy")
+
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
         refuse_one_output(logits, type(self).__name__)
-        if batch.accepted is not None:
+        if batch.accepted is not None and self.tokens is None:
             return accepted_nats(logits, batch.accepted).mean()
-        return F.cross_entropy(exact(logits).flatten(0, 1), batch.answers.flatten().to(logits.device))
+        logits, answers = self._among(logits, batch)
+        return F.cross_entropy(exact(logits).flatten(0, 1), answers.flatten())
+
+    def nats(self, logits: Logits, batch: Batch) -> Float[Tensor, "example answer"]:
+        """At each answer position; 0 where there is no answer (-100).
+
+        Raises:
+            ValueError: an answer is none of ``tokens``.
+        """
+        if batch.accepted is not None and self.tokens is None:
+            return accepted_nats(logits, batch.accepted)
+        logits, answers = self._among(logits, batch)
+        flat = F.cross_entropy(exact(logits).flatten(0, 1), answers.flatten(), reduction="none")
+        return flat.view(answers.shape)
+
+    def _among(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Int[Tensor, "example answer"]]:
+        """Logits and answers, of and among the tokens."""
+        answers = batch.answers.to(logits.device)
+        if self.tokens is None:
+            return logits, answers
+        return chosen(logits, self.tokens, "CrossEntropy"), self._numbered(answers)
+
+    def _numbered(self, answers: Int[Tensor, "example answer"]) -> Int[Tensor, "example answer"]:
+        """Each answer's place among the tokens."""
+        same = answers[..., None] == torch.tensor(self.tokens, device=answers.device)
+        strangers = answers[~same.any(-1) & (answers >= 0)]
+        if len(strangers):
+            raise ValueError(
+                f"CrossEntropy over some tokens needs answers among them but token {int(strangers[0])} is an answer "
+                f"and none of {self.tokens}. Name all answers, or leave tokens out."
+            )
+        return same.int().argmax(-1).masked_fill(answers < 0, -100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +293,28 @@ class SquaredError(_Addressed):
                 "tokens. Use KL."
             )
         return (exact(logits) - reference).square().mean()
+
+
+def _check_tokens(tokens: tuple[int, ...] | None, name: str) -> None:
+    if tokens is not None and (len(tokens) < 2 or len(set(tokens)) < len(tokens)):
+        raise ValueError(
+            f"{name} over some tokens needs at least two different ids but got {len(tokens)}, "
+            f"{len(set(tokens))} of them different. Name each token once, or leave tokens out."
+        )
+
+
+def chosen(logits: Logits, tokens: tuple[int, ...], name: str) -> Float[Tensor, "example answer chosen"]:
+    """Logits of some tokens.
+
+    Raises:
+        ValueError: the logits are over fewer tokens.
+    """
+    if not 0 <= min(tokens) <= max(tokens) < logits.shape[-1]:
+        raise ValueError(
+            f"{name} needs token ids from 0 to {logits.shape[-1] - 1} but got {min(tokens)} to {max(tokens)}. Take "
+            "them from the tokenizer of this model."
+        )
+    return logits[..., torch.tensor(tokens, device=logits.device)]
 
 
 def mean_answered(values: Float[Tensor, "example answer"], batch: Batch) -> Float[Tensor, ""]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.backends import backend_of
-from tlprune.tasks.tokenising import token_ids, tokenizer_of
+from tlprune.tasks.tokenising import prompt_place, token_ids, tokenizer_of
 
 SPREAD = 1 / 30  # standard deviation of drawn vectors, as in the authors' code
 Vectors = Float[Tensor, "prompt d_model"]
-
-
-def place_for(model: Any) -> Literal["start", "end"]:
-    """Where a model reads a prompt: encoders in front of the tokens, decoders behind them."""
-    return "start" if backend_of(model).architecture.post_norm else "end"
 
 
 def drawn(model: Any, length: int, *, seed: int) -> tuple[Vectors, int]:
@@ -61,7 +56,7 @@ def embedded(model: Any, ids: list[int]) -> Vectors:
 
 def _mask(model: Any) -> list[int]:
     """The token that an encoder predicts at; none of decoders."""
-    if place_for(model) == "end":
+    if prompt_place(model) == "end":
         return []
     mask = getattr(tokenizer_of(model), "mask_token_id", None)
     if mask is None:

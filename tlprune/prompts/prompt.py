@@ -16,7 +16,8 @@ from torch import Tensor
 from tlprune.backends import backend_of
 from tlprune.backends.prompting import attached_vectors
 from tlprune.files import check_format, read_tensors, write_tensors
-from tlprune.prompts.making import drawn, place_for, spelt
+from tlprune.prompts.making import drawn, spelt
+from tlprune.tasks.tokenising import prompt_place
 
 Place = Literal["start", "end"]
 FILE, VERSION = "prompt.safetensors", 1
@@ -51,7 +52,7 @@ class Prompt:
         >>> with prompt.attached(model):
         ...     logits = model(ids)
         >>> prompt, logits.shape == (1, 7, model.cfg.d_vocab)
-        (Prompt(4 vectors of 64 at the end), True)
+        (Prompt(4 vectors of 128 at the end), True)
     """
 
     vectors: Float[Tensor, "prompt d_model"]
@@ -87,7 +88,7 @@ class Prompt:
         Raises:
             ValueError: the length is below 1, or an encoder's tokenizer has no [MASK].
         """
-        place = place_for(model)
+        place = prompt_place(model)
         vectors, frozen = drawn(model, length, seed=seed)
         return Prompt(vectors, place, frozen, {"made": "random", "seed": seed, "length": length})
 
@@ -111,7 +112,7 @@ class Prompt:
             2
         """
         vectors, frozen = spelt(model, text)
-        return Prompt(vectors, place_for(model), frozen, {"made": "written", "text": text})
+        return Prompt(vectors, prompt_place(model), frozen, {"made": "written", "text": text})
 
     @contextmanager
     def attached(self, model: Any) -> Iterator[Any]:

@@ -44,6 +44,7 @@ from tlprune.tasks.labelled.own import labelled_data
 from tlprune.tasks.mib.building import mib
 from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
+from tlprune.tasks.prompted import prompted
 
 
 def _of_mib(name: str) -> Callable[..., Task]:
@@ -130,6 +131,7 @@ __all__ = [
     "mnli_subset",
     "paws",
     "paws_qqp",
+    "prompted",
     "qnli",
     "qqp",
     "read_facts",

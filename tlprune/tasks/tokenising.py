@@ -43,6 +43,11 @@ def tokenizer_of(model: Any, *, predicts: Literal["tokens", "prompts"] = "tokens
     return tokenizer
 
 
+def prompt_place(model: Any) -> Literal["start", "end"]:
+    """Where a model reads a soft prompt: encoders in front of the tokens, decoders behind them."""
+    return "start" if backend_of(model).architecture.post_norm else "end"
+
+
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of the text alone, without the special tokens that some tokenizers add."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

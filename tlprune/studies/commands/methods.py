@@ -31,7 +31,7 @@ def flags_of(kind: type) -> type:
         >>> flags(batch_size=8)
         HISPSettings(pattern='a*|m*', objective='cross-entropy', normalise='layer', batch_size=8)
         >>> method_of(tp.HISP, flags(batch_size=8)).objective
-        CrossEntropy(on='main', run='kept')
+        CrossEntropy(on='main', run='kept', tokens=None)
     """
     hints = get_type_hints(kind)
     listed = [_flag(field, hints[field.name]) for field in dataclasses.fields(kind) if field.name not in _OWN]

@@ -86,7 +86,7 @@ def classification(  # noqa: PLR0913
         ['John is kind', 'John is brave']
     """
     tokenizer = tokenizer_of(model, predicts="prompts")
-    examples = _examples(data, source, train, test)
+    examples = train_and_test(data, source, train, test)
     if only is not None:
         examples = {use: one.only(only) for use, one in examples.items()}
     meaning = meanings(examples["train"], classes, merge or {})
@@ -130,7 +130,14 @@ def _counted(outputs: int) -> str:
     return f"{outputs} output" + ("" if outputs == 1 else "s")
 
 
-def _examples(data: str | DataSet | Mapping[str, Labelled], source: Any, train: str, test: str) -> dict[str, Labelled]:
+def train_and_test(
+    data: str | DataSet | Mapping[str, Labelled], source: Any, train: str, test: str
+) -> dict[str, Labelled]:
+    """Examples for training and validation, and for the test where these are others.
+
+    Raises:
+        ValueError: as reading does, or there is one source for two parts.
+    """
     if isinstance(data, Mapping):
         if {*data} not in ({"train"}, {"train", "test"}):
             raise ValueError(
