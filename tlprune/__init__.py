@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tlprune.evaluation.spread import repaired as repaired
     from tlprune.evaluation.spread import spread as spread
     from tlprune.evaluation.subcases import subcases as subcases
+    from tlprune.finetuning.prompt_tuning import PromptTuning as PromptTuning
     from tlprune.gates import Gate as Gate
     from tlprune.gates import HardConcrete as HardConcrete
     from tlprune.gates import Heaviside as Heaviside
@@ -177,6 +178,7 @@ _HOMES = {
     "repaired": "evaluation.spread",
     "spread": "evaluation.spread",
     "subcases": "evaluation.subcases",
+    "PromptTuning": "finetuning.prompt_tuning",
     "Gate": "gates",
     "HardConcrete": "gates",
     "Heaviside": "gates",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,17 @@ from torch import Tensor
 from tlprune.files import read_tensors, write_tensors
 from tlprune.finetuning.measuring import figures_of, inputs_of, loss_of, outputs_on
 from tlprune.finetuning.plan import FineTune, batches
-from tlprune.learning.settings import differences
+from tlprune.finetuning.resuming import (
+    CHECKPOINT,
+    Best,
+    moments_of,
+    part_of,
+    put_back_moments,
+    read_own_checkpoint,
+)
 from tlprune.tasks.labelled.encoding import encode
 
 Examples = Any  # of one kind: Labelled, or Questions where choices are scored
-CHECKPOINT = "checkpoint.safetensors"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-@dataclass
-class Best:
-    """The best figure on dev so far.
-
-    Attributes:
-        figure: the highest.
-        step: after how many steps it was measured; 0: never.
-        dev: all figures at that step.
-    """
-
-    figure: float = -math.inf
-    step: int = 0
-    dev: dict[str, float] = field(default_factory=dict)
 
 
 class Training:
@@ -122,11 +111,8 @@ class Training:
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write everything that the run needs to go on; the last checkpoint stays until this one is whole."""
         tensors = {f"model.{name}": value for name, value in self.own.state_dict().items()}
-        for name, parameter in self.own.named_parameters():
-            moments = self.adam.state.get(parameter, {})
-            tensors |= {f"{kind}.{name}": torch.as_tensor(moments[kind]) for kind in MOMENTS if kind in moments}
-        best = {**vars(self.best), "figure": self.best.figure if math.isfinite(self.best.figure) else None}
-        facts = {"done": self.done, "best": best, "settings": dict(settings)}
+        tensors |= moments_of(self.adam, dict(self.own.named_parameters()))
+        facts = {"done": self.done, "best": self.best.facts(), "settings": dict(settings)}
         write_tensors(folder / CHECKPOINT, _apart(tensors), facts)
         for path in folder.glob(_best_name("*")):
             if path.name != _best_name(self.best.step):
@@ -138,21 +124,11 @@ class Training:
         Raises:
             ValueError: it is not whole, or of a run with other settings or data.
         """
-        tensors, facts = read_tensors(folder / CHECKPOINT, "checkpoint of a fine-tuning")
-        if found := differences(facts["settings"], settings):
-            raise ValueError(
-                f"A run can go on from its own checkpoint only, but that in {folder} was written with another "
-                f"{'; '.join(found)}. Give the same settings, or another directory with --out."
-            )
-        parts = {kind: _part(tensors, kind) for kind in ("model", *MOMENTS)}
-        self.own.load_state_dict(parts["model"])
-        for name, parameter in self.own.named_parameters():
-            if name in parts["exp_avg"]:
-                own = {kind: parts[kind][name] for kind in MOMENTS}
-                self.adam.state[parameter] = {k: v.to(parameter.device) if v.dim() else v for k, v in own.items()}
-        best = facts["best"]
-        figure = -math.inf if best["figure"] is None else best["figure"]
-        self.done, self.best = facts["done"], Best(figure, best["step"], best["dev"])
+        otherwise = "another directory with --out"
+        tensors, facts = read_own_checkpoint(folder, settings, what="fine-tuning", otherwise=otherwise)
+        self.own.load_state_dict(part_of(tensors, "model"))
+        put_back_moments(self.adam, dict(self.own.named_parameters()), tensors)
+        self.done, self.best = facts["done"], Best.of(facts["best"])
 
     def put_back_best(self, folder: Path) -> None:
         """Give the model the weights that were best on dev."""
@@ -168,10 +144,6 @@ def clear(folder: Path) -> None:
 
 def _best_name(step: int | str) -> str:
     return f"best-{step}.safetensors"
-
-
-def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
