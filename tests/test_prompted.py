@@ -166,6 +166,13 @@ def test_words_of_three_classes_have_no_foils_and_usual_names(encoder: Any) -> N
     assert len(task.test.answers.unique()) == 3
 
 
+def test_some_of_the_classes_make_a_task_of_two(encoder: Any) -> None:
+    data = sentences(60, classes=("negative", "neutral", "positive"))
+    task, _ = made(encoder, data=data, only=("negative", "positive"), words=None)
+    assert list(task.options["words"]) == ["negative", "positive"]
+    assert bool((task.test.foils >= 0).all())
+
+
 def test_words_are_taken_as_within_a_text(gpt2: Any, bert: Any) -> None:
     assert list(word_ids(gpt2, ("negative", "positive")).values()) == [
         gpt2.encode(" negative")[0],

@@ -29,6 +29,7 @@ def prompted(  # noqa: PLR0913
     length: int = 16,
     words: Words | None = None,
     template: str | None = None,
+    only: Sequence[str] | None = None,
     source: Any = None,
     train: str = "train",
     test: str = "dev",
@@ -61,6 +62,7 @@ def prompted(  # noqa: PLR0913
         words: for each class the word that stands for it; see :func:`~tlprune.tasks.verbaliser.word_ids`.
         template: what is written around ``{text}``, and ``{pair}`` in pairs; in encoders without prompt tokens it has
             the mask token, which is read. By default the texts alone, a decoder's pairs with a line break between.
+        only: the classes that are taken; all by default.
         source: where the data are; see :func:`~tlprune.tasks.read_labelled`.
         train: the part for training and validation.
         test: the part for the test.
@@ -90,6 +92,8 @@ def prompted(  # noqa: PLR0913
         'brave'
     """
     tokenizer, examples = tokenizer_of(model), train_and_test(data, source, train, test)
+    if only is not None:
+        examples = {use: one.only(only) for use, one in examples.items()}
     said = word_ids(tokenizer, _classes(examples["train"]), words)
     reader = reader_for(model, examples["train"].pairs is not None, length=length, template=template)
     most = text_room(model, length, max_length)
