@@ -1,5 +1,5 @@
-"""The command line: ``discover``, ``evaluate``, ``bench``, ``finetune``, ``core``, ``knowledge``, ``mib``;
-each takes ``--help``."""
+"""The command line: ``discover``, ``evaluate``, ``bench``, ``finetune``, ``core``, ``knowledge``, ``skill``,
+``mib``; each takes ``--help``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command ``tlprune``; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune}
-    commands |= {"mib": _mib, "core": _core, "knowledge": _knowledge}
+    commands |= {"mib": _mib, "core": _core, "knowledge": _knowledge, "skill": _skill}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
-        text = f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune, core, knowledge or mib."
+        text = (
+            f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune, core, knowledge, skill or mib."
+        )
         print(f"tlprune: error: {text}", file=sys.stderr)
         return 2
     print("Sparse subnetworks of transformers.\n")
@@ -95,6 +97,7 @@ def _usage(words: Sequence[str]) -> int:
     print("  tlprune finetune           make a classifier of a Hugging Face model")
     print("  tlprune core prune         heads and MLPs that a model needs, over seeds; more: tlprune core --help")
     print("  tlprune knowledge          what a knowledge-critical subnetwork is; tlprune knowledge --help")
+    print("  tlprune skill              prompts, neurons that know the label, pruning to them; tlprune skill --help")
     print("  tlprune mib submit FILES   write a folder for MIB's leaderboard; tlprune mib check FOLDER")
     print("\nEach takes --help.")
     return 0
@@ -212,6 +215,12 @@ def _knowledge(words: Sequence[str]) -> None:
     from tlprune.knowledge.commands import ACTIONS
 
     _act("knowledge", ACTIONS, words)
+
+
+def _skill(words: Sequence[str]) -> None:
+    from tlprune.skills.commands import ACTIONS
+
+    _act("skill", ACTIONS, words)
 
 
 def _act(command: str, actions: Mapping[str, tuple[str, Any, Callable[[Any], str]]], words: Sequence[str]) -> None:

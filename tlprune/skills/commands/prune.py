@@ -1,0 +1,61 @@
+"""``tlprune skill prune``: the model with its skill neurons alone, smaller and faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tlprune.finetuning.prompt_tuning import PromptTuning
+from tlprune.skills.pruning import skill_pruned
+from tyro.conf import Positional
+
+from tlprune.skills.commands.study import SkillStudy
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Leave a model its skill neurons, fold the means of the others into biases, and cut them out.
+
+    Attributes:
+        folder: the directory that tlprune skill tune wrote and tlprune skill probe has been run on.
+        keep: part of a layer's neurons that stays.
+        layers: those that are pruned; by default all but the first quarter.
+        retune: go on tuning the prompts on the pruned model, as the folder's were tuned.
+        rounds: timed runs of the whole and the small model, in turn; 0 for none.
+        out: directory for the small model and the figures; by default pruned in the same.
+        device: where to compute, such as cpu or cuda; by default a GPU if there is one.
+    """
+
+    folder: Positional[Path]
+    keep: float = 0.02
+    layers: tuple[int, ...] | None = None
+    retune: bool = False
+    rounds: int = 20
+    out: Path | None = None
+    device: str | None = None
+
+
+def prune(settings: Prune) -> str:
+    """Prune, measure and write; what to print."""
+    study = SkillStudy.open(settings.folder, device=settings.device)
+    out = settings.out or settings.folder / "pruned"
+    if (out / "model").exists():
+        raise ValueError(f"{out} holds a pruned model already. Choose another directory with --out, or remove it.")
+    found = skill_pruned(
+        study.model,
+        study.task,
+        study.scores,
+        prompts=list(study.prompts.values()),
+        keep=settings.keep,
+        layers=settings.layers,
+        tuning=_tuning(study) if settings.retune else None,
+        rounds=settings.rounds,
+    )
+    found.save(out)
+    return f"{found}\n\nwrote the small model, its prompts and figures to {out}/"
+
+
+def _tuning(study: SkillStudy) -> PromptTuning:
+    """As the folder's prompts were tuned; JSON has lists for tuples."""
+    told = study.told["tuning"].items()
+    return PromptTuning(**{name: tuple(value) if isinstance(value, list) else value for name, value in told})
