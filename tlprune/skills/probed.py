@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tlprune.methods.predictivity import Predictivity
-from tlprune.methods.single_neurons import neuron_accuracy
-from tlprune.skills.accuracy import attached, correct
-from tlprune.skills.histogram import predictivity_histogram
 
 from tlprune.evaluation.table import aligned
 from tlprune.learning.bootstrap import Interval, interval
+from tlprune.methods.predictivity import Predictivity
+from tlprune.methods.single_neurons import neuron_accuracy
 from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
+from tlprune.skills.accuracy import attached, correct
+from tlprune.skills.histogram import predictivity_histogram
 from tlprune.task import Task
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlprune.skills.perturbation import FRACTIONS, perturbation
-from tlprune.skills.perturbing import Perturbation
 from tyro.conf import Positional
 
 from tlprune.skills.commands.study import SkillStudy
+from tlprune.skills.perturbation import FRACTIONS, perturbation
+from tlprune.skills.perturbing import Perturbation
 from tlprune.studies.commands.writing import write
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlprune.methods.skill_neurons import SkillNeurons
 from tyro.conf import OmitArgPrefixes, Positional
 
+from tlprune.methods.skill_neurons import SkillNeurons
 from tlprune.skills.commands.flags import without
 from tlprune.skills.commands.study import SCORES, SkillStudy
 from tlprune.skills.probed import probed

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlprune.finetuning.prompt_tuning import PromptTuning
-from tlprune.skills.pruning import skill_pruned
 from tyro.conf import Positional
 
+from tlprune.finetuning.prompt_tuning import PromptTuning
 from tlprune.skills.commands.study import SkillStudy
+from tlprune.skills.pruning import skill_pruned
 
 
 @dataclass(frozen=True)

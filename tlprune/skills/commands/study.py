@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tlprune.tasks.prompted import prompted
-
 from tlprune.files import read_json
 from tlprune.models.load import load
 from tlprune.prompts.prompt import Prompt
@@ -17,6 +15,7 @@ from tlprune.scores import Scores
 from tlprune.studies.commands.study import FILE, Study
 from tlprune.task import Task
 from tlprune.tasks import Labelled, labelled_data, read_labelled
+from tlprune.tasks.prompted import prompted
 
 SCORES = "scores.safetensors"
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlprune.finetuning.prompt_tuning import PromptTuning
-from tlprune.skills.accuracy import attached, correct
 from tyro.conf import OmitArgPrefixes
 
 from tlprune.evaluation.table import aligned
+from tlprune.finetuning.prompt_tuning import PromptTuning
+from tlprune.skills.accuracy import attached, correct
 from tlprune.skills.commands.flags import without
 from tlprune.skills.commands.study import SkillStudy
 
