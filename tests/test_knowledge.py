@@ -12,6 +12,7 @@ from safetensors import safe_open
 from styles import SHAPE, fresh, random_batch
 
 import tlprune as tp
+from tlprune.backends import backend_of
 from tlprune.methods.knowledge import chosen_layers
 from tlprune.task import Batch, Discovery, Stream, Tokenisation
 
@@ -93,10 +94,13 @@ def test_every_term_is_of_its_stream_slot_and_run() -> None:
 def by_hand(model: Any, sites: tp.Sites, objective: Any, batch: Batch, draw: torch.Tensor) -> float:
     mask = draw if objective.run == "kept" else 1 - draw
     full = model(batch.clean.ids).log_softmax(-1)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before, weights = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        backend_of(model).parameters(),
+    )
     start = 0
     for matrix in sites.group("weights").matrices:
-        weight = dict(model.named_parameters())[matrix.name].data
+        weight = weights[matrix.name].data
         weight *= mask[start : start + weight.numel()].view(weight.shape)
         start += weight.numel()
     masked = model(batch.clean.ids).log_softmax(-1)

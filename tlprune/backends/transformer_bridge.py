@@ -157,7 +157,8 @@ class TransformerBridgeBackend(Runs):
     def unembed(self, stream: Tensor) -> Tensor:
         with frozen(self.model):
             logits = self.model.unembed(self.model.ln_final(stream))
-        own = getattr(self.model.original_model.config, "final_logit_softcapping", None)
+        config = getattr(self.model.original_model, "config", None)  # TransformerLens' own models have none
+        own = getattr(config, "final_logit_softcapping", None)
         cap = own or getattr(self.model.cfg, "output_logits_soft_cap", None) or 0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
