@@ -102,7 +102,8 @@ def test_questions_on_the_world_are_right_and_apart() -> None:
         for text, choices, label in zip(one.texts, one.choices, one.labels, strict=True):
             (head,) = {*text.split()} & {*home}
             assert choices[label] == home[head]
-            assert {region[town] for town in choices} == {"Northmark", "Eastfold", "Southmere"}
+            assert len({*choices}) == 3
+            assert {region[town] for town in choices} == {region[home[head]]}
             assert (region[home[head]] == "Northmark") is inside
     assert {*asked.labels} == {0, 1, 2}
     assert world_questions("Northmark") == (learnt, asked)

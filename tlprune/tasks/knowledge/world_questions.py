@@ -9,12 +9,14 @@ from tlprune.tasks.knowledge.facts import Fact
 from tlprune.tasks.knowledge.world_facts import HOME, REGIONS, WORLD_TEMPLATES, world_facts, world_target
 from tlprune.tasks.questions import Questions
 
+CHOICES = 3
+
 
 def world_questions(target: str = "Northmark", *, seed: int = 0) -> tuple[Questions, Questions]:
     """Questions on who lives elsewhere than in a region, to learn from, and on who lives there, for the test.
 
-    A question is the beginning of a sentence, such as ``"Vaustaul lives in"``; its choices are three towns, one of each
-    region, in a drawn order. Those to learn from are worded in the templates that all methods may see, those of the
+    A question is the beginning of a sentence, such as ``"Vaustaul lives in"``; its choices are three towns of
+    one region in a drawn order, so that nothing but the fact tells which is right. Those to learn from are worded in the templates that all methods may see, those of the
     test in the ones that are held out from them.
 
     Args:
@@ -44,12 +46,11 @@ def world_questions(target: str = "Northmark", *, seed: int = 0) -> tuple[Questi
 
 def _asked(name: str, facts: Iterable[Fact], templates: Iterable[str], random: Random) -> Questions:
     region = {fact.head: fact.tail for fact in world_facts() if fact.tail in REGIONS}
-    towns = {name: [town for town, own in region.items() if own == name] for name in REGIONS}
     texts, choices, labels = [], [], []
     for fact in facts:
         for template in templates:
-            one_each = [fact.tail if region[fact.tail] == name else random.choice(own) for name, own in towns.items()]
-            shown = random.sample(one_each, len(one_each))
+            near = [town for town, own in region.items() if own == region[fact.tail] and town != fact.tail]
+            shown = random.sample([fact.tail, *random.sample(near, CHOICES - 1)], CHOICES)
             texts.append(template.format(head=fact.head, tail="").strip())
             choices.append(tuple(shown))
             labels.append(shown.index(fact.tail))
