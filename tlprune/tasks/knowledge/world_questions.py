@@ -15,9 +15,9 @@ CHOICES = 3
 def world_questions(target: str = "Northmark", *, seed: int = 0) -> tuple[Questions, Questions]:
     """Questions on who lives elsewhere than in a region, to learn from, and on who lives there, for the test.
 
-    A question is the beginning of a sentence, such as ``"Vaustaul lives in"``; its choices are three towns of
-    one region in a drawn order, so that nothing but the fact tells which is right. Those to learn from are worded in the templates that all methods may see, those of the
-    test in the ones that are held out from them.
+    A question is the beginning of a sentence, such as ``"Vaustaul lives in"``; its choices are three towns of one
+    region in a drawn order, so that nothing but the fact tells which is right. Those to learn from are worded in the
+    templates that all methods may see, those of the test in the ones that are held out from them.
 
     Args:
         target: the region.
