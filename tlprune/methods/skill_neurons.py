@@ -173,7 +173,7 @@ class SkillNeurons(Scoring):
             with attached(model, prompt):
                 trials.append(self._trial(backend, discovery, sites, classes, progress=progress))
         baselines, accuracies = (torch.stack(parts, 1) for parts in zip(*trials, strict=True))
-        known = provenance | {"prompts": [prompt.hash for prompt in prompts]}
+        known = provenance | ({"prompts": [prompt.hash for prompt in prompts]} if prompts else {})
         return Predictivity(sites, classes.answers, baselines, accuracies, self.probe, known)
 
     def values(

@@ -150,5 +150,5 @@ def skill_means(
         with attached(model, prompt):
             found.append(mean.measure(model, neurons=neurons_of(circuit.sites).layers))
     sums = [torch.stack(values).mean(0) for values in zip(*(one.activations.tensors for one in found), strict=True)]
-    origin = found[0].origin | {"attached": [prompt.hash for prompt in prompts]}
+    origin = found[0].origin | {"attached": [name for one in found for name in one.origin.get("attached", [])]}
     return dataclasses.replace(found[0], activations=found[0].activations.with_tensors(sums), origin=origin)
