@@ -15,6 +15,7 @@ from hooked import NEEDS_HOOKED_TRANSFORMER
 
 import tlprune as tp
 from tlprune.backends import backend_of
+from tlprune.backends.prompting import embedded_tokens
 from tlprune.models.planted_tasks import ASK
 from tlprune.task import Batch, Stream, Task
 
@@ -94,11 +95,12 @@ def test_what_is_found_under_a_prompt_says_so(tmp_path: Path) -> None:
 def asked_by_prompt(one: Any) -> tuple[Task, tp.Prompt]:
     """The task whose last token is that of a prompt, whose vector is the embedding of the token that was there."""
     backend, streams = backend_of(one.model), one.task.streams["main"]
+    first = embedded_tokens(backend.embedding)
     vector = backend.parameters()["embed.W_E"][ASK].detach()[None]
 
     def behind(batch: Batch) -> Batch:
         sides = (
-            tp.Tokens(torch.cat([side.ids[:, :-1], torch.full_like(side.ids[:, :1], len(backend.embedding.W_E))], 1))
+            tp.Tokens(torch.cat([side.ids[:, :-1], torch.full_like(side.ids[:, :1], first)], 1))
             for side in (batch.clean, batch.corrupt)
         )
         return dataclasses.replace(batch, **dict(zip(("clean", "corrupt"), sides, strict=True)))
