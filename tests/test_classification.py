@@ -227,7 +227,7 @@ def test_examples_of_some_classes_are_a_task_of_them(testbed: Any) -> None:
     data = sentences(60, classes=ENTAILMENT)
     kept = ("contradiction", "entailment")
     found, same = (
-        classification(testbed.tokenizer, {"train": one}, train_count=20, validation_count=5, **more)
+        classification(testbed, {"train": one}, train_count=20, validation_count=5, **more)
         for one, more in ((data, {"only": kept}), (data.only(kept), {}))
     )
     assert found.fingerprint == same.fingerprint

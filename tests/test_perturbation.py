@@ -36,11 +36,12 @@ def share_of_first(task: Task) -> float:
     return float((answers == answers.min()).double().mean())
 
 
-class Shifted:
+class Shifted(tp.Prompt):
     """Stands for a prompt: while it is attached the model unembeds with another bias."""
 
     def __init__(self, token: int, size: float) -> None:
-        self.token, self.size = token, size
+        super().__init__(torch.zeros(1, 1))
+        vars(self).update(token=token, size=size)
 
     @contextmanager
     def attached(self, model: Any) -> Iterator[Any]:

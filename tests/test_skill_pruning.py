@@ -273,14 +273,14 @@ def test_several_prompts_share_a_model_whose_means_are_over_all_and_are_tuned_ag
 def test_bad_input() -> None:
     model, task = model_of("gpt2"), task_of("gpt2")
     scores = scores_of(model)
-    with pytest.raises(ValueError, match="keep is a part of a layer's neurons, from 0 to 1, but is 2"):
+    with pytest.raises(ValueError, match="lies between 0 and 1 but is 2"):
         tp.skill_pruned(model, task, scores, keep=2)
-    with pytest.raises(ValueError, match="among those that have scores, 0, 1, 2, but are 1, 3"):
+    with pytest.raises(ValueError, match="layers that have scores, 0, 1, 2, but layers 1, 3"):
         tp.skill_pruned(model, task, scores, layers=[1, 3])
-    with pytest.raises(ValueError, match="but are none"):
+    with pytest.raises(ValueError, match="but layers none"):
         tp.skill_pruned(model, task, scores, layers=[])
     heads = tp.heads(model)
-    with pytest.raises(ValueError, match=r"needs scores of neurons but these are of .*Find some with tp.SkillNeurons"):
+    with pytest.raises(ValueError, match=r"needs scores of neurons, .* as tp.SkillNeurons does"):
         tp.skill_pruned(model, task, tp.Scores(heads, torch.zeros(len(heads))))
     with pytest.raises(ValueError, match="prompts to start from but there are none"):
         tp.skill_pruned(model, task, scores, tuning=Tuning())

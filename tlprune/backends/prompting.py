@@ -7,8 +7,9 @@ ordinary token can be mistaken for one, and prompts of tokens are data like any 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
-_ATTACHED: weakref.WeakKeyDictionary[Module, int] = weakref.WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Attached:
+    """How many vectors, and what says which."""
+
+    count: int
+    name: Callable[[], str]
+
+
+_ATTACHED: weakref.WeakKeyDictionary[Module, _Attached] = weakref.WeakKeyDictionary()
 
 
 def embedded_tokens(embedding: Module) -> int:
@@ -31,7 +41,8 @@ def _weight(embedding: Module) -> Tensor:
 
 def check_ids(embedding: Module, ids: Int[Tensor, "example pos"]) -> None:
     """Raise a ValueError for prompt tokens that the attached prompt does not have, or while none is attached."""
-    tokens, there = embedded_tokens(embedding), _ATTACHED.get(embedding, 0)
+    tokens, attached = embedded_tokens(embedding), _ATTACHED.get(embedding)
+    there = attached.count if attached else 0
     needed = int(ids.max()) - tokens + 1 if ids.numel() else 0
     if needed > there:
         given = f"the prompt that is attached has {there}" if there else "no prompt is attached"
@@ -42,11 +53,24 @@ def check_ids(embedding: Module, ids: Int[Tensor, "example pos"]) -> None:
         )
 
 
+def attached_names(embedding: Module) -> list[str]:
+    """The name of the vectors that are attached, if any are: what provenance tells of them."""
+    attached = _ATTACHED.get(embedding)
+    return [attached.name()] if attached else []
+
+
 @contextmanager
-def attached_vectors(embedding: Module, vectors: Float[Tensor, "prompt d_model"]) -> Iterator[None]:
+def attached_vectors(
+    embedding: Module, vectors: Float[Tensor, "prompt d_model"], *, name: Callable[[], str]
+) -> Iterator[None]:
     """The embedding gives these vectors for the ids from its number of tokens on, until the block ends.
 
     Gradients reach the vectors, and no weight that does not collect them.
+
+    Args:
+        embedding: of the model.
+        vectors: for the ids.
+        name: says which vectors these are; it is called where somebody asks.
 
     Raises:
         ValueError: the vectors are of another width, or others are attached already.
@@ -57,16 +81,16 @@ def attached_vectors(embedding: Module, vectors: Float[Tensor, "prompt d_model"]
             f"This model embeds tokens in {width} numbers but the prompt's vectors have {vectors.shape[1]}. Tune one "
             "for this model."
         )
-    if embedding in _ATTACHED:
+    if already := _ATTACHED.get(embedding):
         raise ValueError(
-            f"A model takes one prompt at a time but has one of {_ATTACHED[embedding]} vectors. Leave its block first."
+            f"A model takes one prompt at a time but has one of {already.count} vectors. Leave its block first."
         )
     hooks = _Hooks(embedding, vectors)
     handles = [
         embedding.register_forward_pre_hook(hooks.before),
         embedding.register_forward_hook(hooks.behind, prepend=True),
     ]
-    _ATTACHED[embedding] = len(vectors)
+    _ATTACHED[embedding] = _Attached(len(vectors), name)
     try:
         yield
     finally:

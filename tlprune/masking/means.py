@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tlprune.backends import backend_of
 from tlprune.backends.activations import FOR_EDGES, Activations, Backend, Wanted
+from tlprune.backends.prompting import attached_names
 from tlprune.files import check_format, read_tensors, write_tensors
 from tlprune.masking.ablation import Varies
 from tlprune.task import Tokens
@@ -72,7 +73,9 @@ class Mean:
         """
         backend = backend_of(model)
         means = self.means(backend, Wanted(neurons=neurons))
-        return MeasuredMean(means, {**self.as_dict(), "model": backend.fingerprint()})
+        attached = attached_names(backend.embedding)
+        told = {"attached": attached} if attached else {}
+        return MeasuredMean(means, {**self.as_dict(), **told, "model": backend.fingerprint()})
 
     def replaced(
         self, backend: Backend, clean: Tokens, corrupt: Tokens | None, wanted: Wanted = FOR_EDGES
@@ -121,7 +124,8 @@ class MeasuredMean:
 
     Attributes:
         activations: the means.
-        origin: what :meth:`Mean.as_dict` says, and the model's fingerprint.
+        origin: what :meth:`Mean.as_dict` says, the model's fingerprint, and the hash of the soft prompt that was
+            attached, if one was.
     """
 
     activations: Activations

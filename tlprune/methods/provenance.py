@@ -9,6 +9,7 @@ from typing import Any
 
 from tlprune.backends import backend_of
 from tlprune.backends.processing import processing, signature
+from tlprune.backends.prompting import attached_names
 from tlprune.gates import HardConcrete, Heaviside, Sigmoid, StraightThrough, UniformGradient
 from tlprune.learning.budgets import Budgets, Lagrangian, Penalty
 from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, SquaredError, Sum, Uniform
@@ -55,6 +56,7 @@ def provenance_of(method: Any, model: Any, *, discovery: Discovery, sites: Sites
         "seed": getattr(method, "seed", None),
         "task": dict(discovery.provenance),
         "model": known,
+        "prompts": attached_names(backend.embedding),
         "convention": asdict(sites.graph.convention) if "edges" in sites.kinds else None,
         "ablation": ablation.as_dict(),
         "versions": versions(),

@@ -18,7 +18,7 @@ from tlprune.masking.sites import neurons as neuron_sites
 from tlprune.methods.class_pairs import Classes
 from tlprune.methods.neuron_probe import Probe, count_of_positions, read_neurons
 from tlprune.methods.predictivity import Positions, Predictivity
-from tlprune.methods.skill_neurons import attached_in_turn
+from tlprune.prompts.attaching import attached, trials_of
 from tlprune.prompts.prompt import Prompt
 from tlprune.sites import Neurons, Sites
 from tlprune.task import Batch, Discovery, Task
@@ -61,12 +61,12 @@ def neuron_activations(
     layer, place = _placed(neuron_sites(model), neuron)
     positions = count_of_positions(examples, probe, embedded_tokens(backend.embedding))
     found = torch.empty(max(1, len(prompts)), len(examples), positions, dtype=backend.dtype)
-    for trial, attached in zip(found, attached_in_turn(model, prompts), strict=True):
+    for trial, prompt in zip(found, trials_of(prompts), strict=True):
 
         def take(_: int, rows: Tensor, read: Tensor, trial: Tensor = trial) -> None:
             trial[rows] = read[..., place].to(trial)
 
-        with attached:
+        with attached(model, prompt):
             read_neurons(backend, examples, take, probe=probe, layers=[layer], batch_size=batch_size)
     return found
 
@@ -149,13 +149,13 @@ def prompt_activations(
     backend, layers = backend_of(model), _group(neuron_sites(model, pattern)).layers
     empty = _without_input(model, backend, discovery.train())
     trials = []
-    for attached in attached_in_turn(model, prompts):
+    for prompt in trials_of(prompts):
         seen: dict[int, Tensor] = {}
 
         def take(layer: int, _: Tensor, read: Tensor, seen: dict[int, Tensor] = seen) -> None:
             seen[layer] = read[0].cpu()
 
-        with attached:
+        with attached(model, prompt):
             read_neurons(backend, empty, take, probe="prompt", layers=layers, batch_size=1)
         trials.append(torch.stack([seen[layer] for layer in layers]))
     return torch.stack(trials)

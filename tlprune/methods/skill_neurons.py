@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from tlprune.methods.neuron_probe import PROBES, Probe, count_of_positions, read
 from tlprune.methods.predictivity import Aggregate, Positions, Predictivity
 from tlprune.methods.provenance import provenance_of
 from tlprune.methods.scoring import Scoring, check_sparsity, size
+from tlprune.prompts.attaching import attached, trials_of
 from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
 from tlprune.selection import Selection, Top
@@ -169,11 +169,11 @@ class SkillNeurons(Scoring):
         backend, classes = backend_of(model), classes_of(discovery)
         self._check_positions(backend, discovery, prompts)
         trials = []
-        for attached in attached_in_turn(model, prompts):
-            with attached:
+        for prompt in trials_of(prompts):
+            with attached(model, prompt):
                 trials.append(self._trial(backend, discovery, sites, classes, progress=progress))
         baselines, accuracies = (torch.stack(parts, 1) for parts in zip(*trials, strict=True))
-        known = provenance | {"prompts": [prompt.hash for prompt in prompts]}
+        known = provenance | ({"prompts": [prompt.hash for prompt in prompts]} if prompts else {})
         return Predictivity(sites, classes.answers, baselines, accuracies, self.probe, known)
 
     def values(
@@ -215,11 +215,6 @@ class SkillNeurons(Scoring):
                 f"Prompts are met through their tokens (ids from {first:,} up) but no example has one. Build the task "
                 "with tp.tasks.prompted(model, ...), or give no prompts."
             )
-
-
-def attached_in_turn(model: Any, prompts: Sequence[Prompt]) -> list[AbstractContextManager[Any]]:
-    """A context for each trial: one prompt attached, or the model as it is where there are none."""
-    return [prompt.attached(model) for prompt in prompts] or [nullcontext()]
 
 
 def _neurons(sites: Sites) -> Neurons:

@@ -123,7 +123,7 @@ class Prompt:
         Raises:
             ValueError: the vectors are of another width than the model, or a prompt is attached already.
         """
-        with attached_vectors(backend_of(model).embedding, self.vectors):
+        with attached_vectors(backend_of(model).embedding, self.vectors, name=lambda: self.hash):
             yield model
 
     @property

@@ -10,9 +10,11 @@ from tlprune.evaluation.bench import ablation_text
 from tlprune.evaluation.table import aligned, number
 from tlprune.learning.bootstrap import Interval, finite
 from tlprune.masking.ablation import Ablation
+from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
+from tlprune.skills.accuracy import accuracy_of, is_accuracy
 from tlprune.skills.choosing import count_of, layer_scores, places
-from tlprune.skills.perturbing import Attachable, Perturbation, Perturbing, accuracy_of, chance_of, runs_by_figure
+from tlprune.skills.perturbing import Perturbation, Perturbing, chance_of, runs_by_figure
 from tlprune.skills.plots import perturbation_chart
 from tlprune.skills.resampling import Resampled, resampled
 from tlprune.task import Task
@@ -157,7 +159,7 @@ def perturbation(  # noqa: PLR0913
     task: Task,
     scores: Scores,
     *,
-    prompts: Sequence[Attachable] = (),
+    prompts: Sequence[Prompt] = (),
     fractions: Sequence[float] = FRACTIONS,
     ablation: Perturbation | Ablation = "gaussian",
     layers: Sequence[int] | None = None,
@@ -226,7 +228,7 @@ def perturbation(  # noqa: PLR0913
         ablation=perturbing.ablation(task).as_dict(),
         trials=max(1, len(prompts)),
         random_trials=random_trials,
-        chance=chance_of(task) if shown.endswith("accuracy") else None,
+        chance=chance_of(task) if is_accuracy(shown) else None,
         points=points,
     )
 

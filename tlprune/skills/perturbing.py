@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,6 +17,8 @@ from tlprune.learning.metrics import Performance, measure_each
 from tlprune.masking.ablation import Ablation, GaussianNoise, Zero
 from tlprune.masking.masked import Masked
 from tlprune.masking.means import Mean
+from tlprune.prompts.attaching import attached, trials_of
+from tlprune.prompts.prompt import Prompt
 from tlprune.sites import Neurons, Sites
 from tlprune.skills.choosing import random_places, without
 from tlprune.statistic import Measured
@@ -25,18 +26,6 @@ from tlprune.task import Task
 
 SCALE = 0.1  # of the noise, in the unit of an activation
 Perturbation = Literal["gaussian", "zero", "mean"]
-
-
-@runtime_checkable
-class Attachable(Protocol):
-    """Something put in front of, or behind, the tokens of a model for a while, such as a tuned prompt."""
-
-    def attached(self, model: Any) -> AbstractContextManager[Any]: ...
-
-
-def attached(prompt: Attachable | None, model: Any) -> AbstractContextManager[Any]:
-    """The model with a prompt, or as it is."""
-    return nullcontext() if prompt is None else prompt.attached(model)
 
 
 def ablation_of(perturbation: Perturbation | Ablation, task: Task, trial: int, *, seed: int) -> Ablation:
@@ -89,7 +78,7 @@ class Perturbing:
     def runs(
         self,
         task: Task,
-        prompts: Sequence[Attachable],
+        prompts: Sequence[Prompt],
         orders: Sequence[Int[Tensor, "layer neuron"]],
         counts: Sequence[int],
     ) -> list[Performance]:
@@ -99,7 +88,7 @@ class Perturbing:
         there is one, of the model as it is.
         """
         found: list[Performance] = []
-        for trial, prompt in enumerate(tuple(prompts) or (None,)):
+        for trial, prompt in enumerate(trials_of(prompts)):
             drawn = [random_places(self.group, f"{self.seed}/{trial}/{draw}") for draw in range(self.random_trials)]
             ablation = self.ablation(task, trial)
             kept = without([*orders, *drawn], counts)
@@ -120,7 +109,7 @@ def performances(
     sites: Sites,
     kept: Bool[Tensor, "circuit site"],
     *,
-    prompt: Attachable | None,
+    prompt: Prompt | None,
     ablation: Ablation,
     batch_size: int,
 ) -> list[Performance]:
@@ -130,7 +119,7 @@ def performances(
     once.
     """
     different, places = kept.unique(dim=0, return_inverse=True)
-    with attached(prompt, model):
+    with attached(model, prompt):
         masked = Masked(model, Circuit(sites, torch.ones(len(sites), dtype=torch.bool)), ablation)
         found = measure_each(masked, different, in_order(task.test), batch_size=batch_size, metrics=task.metrics)
     return [found[place] for place in places.tolist()]
@@ -144,22 +133,6 @@ def figures_of(performance: Performance) -> dict[str, Measured]:
 
 def _itself(mean: Tensor) -> Tensor:
     return mean
-
-
-def accuracy_of(task: Task, names: Mapping[str, Any], figure: str | None) -> str:
-    """The figure that is looked at: the one that is asked for, else the task's own accuracy, else ``"accuracy"``.
-
-    Raises:
-        ValueError: the examples have no such figure.
-    """
-    own = [name for name in task.metrics if name.endswith("accuracy")]
-    chosen = figure or (own or ["accuracy"])[0]
-    if chosen not in names:
-        raise ValueError(
-            f"Task {task.name!r} has the figures {', '.join(names)} but {chosen!r} was asked for. Name one of these by "
-            "figure=."
-        )
-    return chosen
 
 
 def chance_of(task: Task) -> float | None:

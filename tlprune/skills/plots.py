@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlprune.drawing.charts import TEMPLATE, plotly
+from tlprune.skills.accuracy import is_accuracy
 from tlprune.studies.comparison_chart import COLOURS
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def perturbation_chart(found: PerturbationCurve, figure: str) -> Any:
     for part, colour in parts.items():  # above both bands
         values, name = [getattr(point, part).value for point in points], f"{part} neurons"
         chart.add_scatter(x=across, y=values, name=name, legendgroup=part, mode="lines+markers", line_color=colour)
-    if found.chance is not None and figure.endswith("accuracy"):
+    if found.chance is not None and is_accuracy(figure):
         line = {"mode": "lines", "line": _GREY, "name": "most frequent answer"}
         chart.add_scatter(x=[across[0], across[-1]], y=[found.chance] * 2, **line)
     title = f"{found.task} with neurons perturbed ({_words(found.ablation['name'])})"

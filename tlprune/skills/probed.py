@@ -14,7 +14,7 @@ from tlprune.methods.predictivity import Predictivity
 from tlprune.methods.single_neurons import neuron_accuracy
 from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
-from tlprune.skills.accuracy import attached, correct
+from tlprune.skills.accuracy import correct
 from tlprune.skills.histogram import predictivity_histogram
 from tlprune.task import Task
 
@@ -108,7 +108,10 @@ def probed(
     if top < 1:
         raise ValueError(f"At least 1 neuron is to be listed but top is {top}. Give a larger number.")
     splits = {"validation": task.discovery.validation(), "test": task.test}
-    right = {split: _right(model, task, batch, prompts, batch_size) for split, batch in splits.items()}
+    right = {
+        split: correct(model, batch, task.metrics, prompts=prompts, batch_size=batch_size)
+        for split, batch in splits.items()
+    }
     best = torch.argsort(scores.values, descending=True, stable=True)[:top].tolist()
     neurons = []
     for site in best:
@@ -125,14 +128,6 @@ def probed(
         accuracy={split: interval(lambda mean: mean, one.mean(0)) for split, one in right.items()},
         trials={split: tuple(one.mean(1).tolist()) for split, one in right.items()},
     )
-
-
-def _right(model: Any, task: Task, batch: Any, prompts: Sequence[Prompt], batch_size: int) -> torch.Tensor:
-    found = []
-    for prompt in prompts or (None,):
-        with attached(model, prompt):
-            found.append(correct(model, batch, task.metrics, batch_size=batch_size))
-    return torch.stack(found)
 
 
 def _percent(share: float) -> str:

@@ -17,7 +17,7 @@ from tlprune.files import write_whole
 from tlprune.learning.bootstrap import Interval, interval
 from tlprune.masking.means import MeasuredMean
 from tlprune.prompts.prompt import Prompt
-from tlprune.sites import Neurons
+from tlprune.skills.choosing import neurons_of
 from tlprune.studies.shrinkage import Shrinkage
 
 FILE = "skill-pruning.json"
@@ -62,8 +62,7 @@ class SkillPruning:
     @property
     def neurons(self) -> dict[int, int]:
         """How many neurons each layer keeps."""
-        group = self.circuit.sites.groups[0]
-        assert isinstance(group, Neurons)
+        group = neurons_of(self.circuit.sites)
         counts = self.circuit.kept.unflatten(0, (len(group.layers), group.width)).sum(1).tolist()
         return dict(zip(group.layers, counts, strict=True))
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tlprune.backends import backend_of
 from tlprune.circuit import Circuit
@@ -16,10 +14,12 @@ from tlprune.masking.masked import masked_circuit
 from tlprune.masking.means import Mean, MeasuredMean
 from tlprune.models.huggingface import from_huggingface
 from tlprune.models.shrinking import shrink
+from tlprune.prompts.attaching import attached, trials_of
 from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
-from tlprune.sites import Neurons
-from tlprune.skills.accuracy import attached, correct
+from tlprune.sites import Sites
+from tlprune.skills.accuracy import correct
+from tlprune.skills.choosing import neurons_of, top_neurons
 from tlprune.skills.pruned import SkillPruning
 from tlprune.studies.shrinkage import shrinkage
 from tlprune.task import Discovery, Task
@@ -91,7 +91,10 @@ def skill_pruned(
     stages = {"whole": (model, prompts), "pruned": (pruned, prompts)} | (
         {"retuned": (pruned, retuned)} if retuned else {}
     )
-    right = {name: _right(lens, task, own, batch_size) for name, (lens, own) in stages.items()}
+    right = {
+        name: correct(lens, task.test, task.metrics, prompts=own, batch_size=batch_size)
+        for name, (lens, own) in stages.items()
+    }
     with attached(model, prompts[0] if prompts else None):
         vectors = prompts[0].vectors if prompts else None
         saved = shrinkage(masked, small, task.test, rounds=rounds, vectors=vectors)
@@ -104,18 +107,8 @@ def _loaded(model: Any, small: Any) -> Any:
     return from_huggingface(small, device=str(backend.device), dtype=backend.dtype, tokenizer=model.tokenizer)
 
 
-def _right(model: Any, task: Task, prompts: Sequence[Prompt], batch_size: int) -> Float[Tensor, "trial example"]:
-    found = []
-    for prompt in prompts or (None,):
-        with attached(model, prompt):
-            found.append(correct(model, task.test, task.metrics, batch_size=batch_size))
-    return torch.stack(found)
-
-
 def skill_circuit(scores: Scores, *, keep: float = 0.02, layers: Sequence[int] | None = None) -> Circuit:
-    """The ``int(keep * d_mlp)`` neurons of the highest score in each of some layers, and all of the others.
-
-    Ties go to the neuron that comes first.
+    """The :func:`~tlprune.top_neurons` of some layers, and all of the others.
 
     Args:
         scores: of neurons.
@@ -126,42 +119,18 @@ def skill_circuit(scores: Scores, *, keep: float = 0.02, layers: Sequence[int] |
         ValueError: as :func:`skill_pruned`.
 
     Example:
-        >>> from tlprune.sites import Sites
+        >>> from tlprune.sites import Neurons, Sites
         >>> scores = Scores(Sites((Neurons((0, 1), 4),)), torch.tensor([0.0, 1, 2, 3, 5, 9, 8, 7]))
         >>> skill_circuit(scores, keep=0.5, layers=[1]).names
         ['m0.n0', 'm0.n1', 'm0.n2', 'm0.n3', 'm1.n1', 'm1.n2']
     """
-    group = _neurons(scores)
-    chosen = group.layers[len(group.layers) // 4 :] if layers is None else tuple(layers)
-    _check(group, keep, chosen)
-    values = scores.values.detach().cpu().unflatten(0, (len(group.layers), group.width))
-    kept = torch.ones(values.shape, dtype=torch.bool)
-    for layer in chosen:
-        place = group.layers.index(layer)
-        best = values[place].argsort(descending=True, stable=True)
-        kept[place, best[int(keep * group.width) :]] = False
+    group = neurons_of(scores.sites)
+    top = top_neurons(scores, keep, layers=group.layers[len(group.layers) // 4 :] if layers is None else layers)
+    chosen = neurons_of(top.sites).layers
+    kept = torch.ones(len(group.layers), group.width, dtype=torch.bool)
+    kept[[group.layers.index(layer) for layer in chosen]] = top.kept.view(len(chosen), group.width)
     told = {"operation": "skill_pruned", "keep": keep, "layers": list(chosen)}
-    return Circuit(scores.sites, kept.flatten(), {**scores.provenance, **told})
-
-
-def _neurons(scores: Scores) -> Neurons:
-    group = scores.sites.groups[0]
-    if len(scores.sites.groups) > 1 or not isinstance(group, Neurons):
-        raise ValueError(
-            f"Pruning to skill neurons needs scores of neurons but these are of {scores.sites!r}. Find some with "
-            "tp.SkillNeurons."
-        )
-    return group
-
-
-def _check(group: Neurons, keep: float, layers: Sequence[int]) -> None:
-    if not 0 <= keep <= 1:
-        raise ValueError(f"keep is a part of a layer's neurons, from 0 to 1, but is {keep}. For 2% give 0.02.")
-    if not layers or not {*layers} <= {*group.layers}:
-        raise ValueError(
-            f"Layers to prune must be among those that have scores, {', '.join(map(str, group.layers))}, but are "
-            f"{', '.join(map(str, layers)) or 'none'}. Leave them out for all but the first quarter."
-        )
+    return Circuit(Sites((group,)), kept.flatten(), {**scores.provenance, **told})
 
 
 def skill_means(
@@ -177,15 +146,9 @@ def skill_means(
         batch_size: examples per forward pass.
     """
     mean, found = Mean(discovery.train().clean, batch_size=batch_size), []
-    for prompt in prompts or (None,):
+    for prompt in trials_of(prompts):
         with attached(model, prompt):
-            found.append(mean.measure(model, neurons=_layers(circuit)))
+            found.append(mean.measure(model, neurons=neurons_of(circuit.sites).layers))
     sums = [torch.stack(values).mean(0) for values in zip(*(one.activations.tensors for one in found), strict=True)]
-    origin = found[0].origin | {"attached": [prompt.hash for prompt in prompts]}
+    origin = found[0].origin | {"attached": [name for one in found for name in one.origin.get("attached", [])]}
     return dataclasses.replace(found[0], activations=found[0].activations.with_tensors(sums), origin=origin)
-
-
-def _layers(circuit: Circuit) -> tuple[int, ...]:
-    group = circuit.sites.groups[0]
-    assert isinstance(group, Neurons)
-    return group.layers

@@ -10,9 +10,11 @@ from tlprune.evaluation.bench import ablation_text
 from tlprune.evaluation.table import aligned, number
 from tlprune.learning.bootstrap import Interval, finite
 from tlprune.masking.ablation import Ablation
+from tlprune.prompts.prompt import Prompt
 from tlprune.scores import Scores
+from tlprune.skills.accuracy import accuracy_of
 from tlprune.skills.choosing import count_of, places, same_neurons
-from tlprune.skills.perturbing import Attachable, Perturbation, Perturbing, accuracy_of, runs_by_figure
+from tlprune.skills.perturbing import Perturbation, Perturbing, runs_by_figure
 from tlprune.skills.plots import task_map
 from tlprune.skills.resampling import Resampled, resampled
 from tlprune.studies.examples import by_name
@@ -149,7 +151,7 @@ def skill_specificity(  # noqa: PLR0913
     tasks: Sequence[Task] | Mapping[str, Task],
     scores: Mapping[str, Scores],
     *,
-    prompts: Mapping[str, Sequence[Attachable]] | None = None,
+    prompts: Mapping[str, Sequence[Prompt]] | None = None,
     fraction: float = 0.1,
     ablation: Perturbation | Ablation = "gaussian",
     layers: Sequence[int] | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from tlprune.evaluation.table import aligned, number
 from tlprune.learning.bootstrap import Interval, finite
 from tlprune.masking.ablation import Zero
 from tlprune.masking.sites import nodes
-from tlprune.skills.perturbing import Attachable, accuracy_of, performances, runs_by_figure
+from tlprune.prompts.prompt import Prompt
+from tlprune.skills.accuracy import accuracy_of
+from tlprune.skills.perturbing import performances, runs_by_figure
 from tlprune.skills.plots import task_map
 from tlprune.skills.resampling import resampled
 from tlprune.studies.examples import by_name
@@ -97,7 +99,7 @@ class PromptTransfer:
 def prompt_transfer(
     model: Any,
     tasks: Sequence[Task] | Mapping[str, Task],
-    prompts: Mapping[str, Sequence[Attachable]],
+    prompts: Mapping[str, Sequence[Prompt]],
     *,
     figure: str | None = None,
     batch_size: int = 64,
@@ -140,7 +142,7 @@ def prompt_transfer(
     return PromptTransfer(cells, figures)
 
 
-def _check(tasks: Mapping[str, Task], prompts: Mapping[str, Sequence[Attachable]]) -> None:
+def _check(tasks: Mapping[str, Task], prompts: Mapping[str, Sequence[Prompt]]) -> None:
     strange = [name for name in prompts if name not in tasks]
     empty = [name for name, own in prompts.items() if not own]
     if strange or empty or not prompts:
@@ -151,10 +153,10 @@ def _check(tasks: Mapping[str, Task], prompts: Mapping[str, Sequence[Attachable]
         )
 
 
-def _fit(task: Task, other: Task, prompts: Sequence[Attachable]) -> bool:
+def _fit(task: Task, other: Task, prompts: Sequence[Prompt]) -> bool:
     """Whether prompts of one task can stand in another's place: the tasks' words are the same, and the length."""
     needed = task.options.get("prompt", {}).get("length")
-    lengths = {len(prompt) for prompt in prompts if isinstance(prompt, Sized)}
+    lengths = {*map(len, prompts)}
     return _words(task) == _words(other) and (needed is None or lengths <= {needed})
 
 

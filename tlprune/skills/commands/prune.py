@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -57,5 +58,5 @@ def prune(settings: Prune) -> str:
 
 def _tuning(study: SkillStudy) -> PromptTuning:
     """As the folder's prompts were tuned; JSON has lists for tuples."""
-    told = study.told["tuning"].items()
-    return PromptTuning(**{name: tuple(value) if isinstance(value, list) else value for name, value in told})
+    told: dict[str, Any] = {**study.told["tuning"], "betas": tuple(study.told["tuning"]["betas"])}
+    return PromptTuning(**told)

@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from tlprune.evaluation.table import aligned
 from tlprune.finetuning.prompt_tuning import PromptTuning
-from tlprune.skills.accuracy import attached, correct
+from tlprune.skills.accuracy import correct
 from tlprune.skills.commands.flags import without
 from tlprune.skills.commands.study import SkillStudy
 
@@ -123,8 +123,7 @@ def _watch(seed: int) -> Callable[[dict[str, Any]], None]:
 def _accuracies(study: SkillStudy, prompt: Any) -> list[float]:
     """On validation and test."""
     splits = (study.task.discovery.validation(), study.task.test)
-    with attached(study.model, prompt):
-        return [float(correct(study.model, batch, study.task.metrics).mean()) for batch in splits]
+    return [float(correct(study.model, batch, study.task.metrics, prompts=[prompt]).mean()) for batch in splits]
 
 
 def _plain(value: Any) -> Any:
