@@ -11,8 +11,9 @@ positions are unembedded. ``filling`` is the first meeting of the examples, when
 Times are CPU seconds of this process, the two kinds interleaved, medians. Operations are those of matrix products and
 attention, counted, which no other load on the machine can change. Peak memory is measured in a process for each kind:
 high-water RSS less RSS after the model is there, over the bytes of the model. The slope is how much that grows with
-each masked weight, from masks on the upper half and on the upper quarter of the layers; with it a line says what a step
-of GPT-2 XL's shape would take (48 layers of width 1,600: 737,280,000 masked weights), its activations apart.
+each masked weight, from masks on the upper half and on the upper quarter of the layers and one short example of each
+kind, since activations grow with masked layers, too; with it a line says what a step of GPT-2 XL's shape would take (48
+layers of width 1,600: 737,280,000 masked weights), its activations apart.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,11 @@ def memory(settings: Settings) -> dict[str, Any]:
     """Peak memory of each kind over the model's own, and how it grows with the masked weights."""
     half, quarter = settings.layers // 2, max(1, settings.layers // 4)
     peaks = {name: _peak(settings, name, half) for name in KINDS}
-    fewer = _peak(settings, "knowledge_step", quarter)
+    least = replace(settings, target=1, control=1, text=1, tokens=FACT)
+    fewer, more = (_peak(least, "knowledge_step", masked) for masked in (quarter, half))
     each = 12 * settings.width**2  # weights of a layer's matrices
     own = sum(value.nbytes for value in model_of(settings).parameters())
-    slope = (peaks["knowledge_step"] - fewer) / ((half - quarter) * each) if half > quarter else float("nan")
+    slope = (more - fewer) / ((half - quarter) * each) if half > quarter else float("nan")
     return {
         "peak_memory": {name: round(peak / own, 2) for name, peak in peaks.items()},
         "model_bytes": own,
