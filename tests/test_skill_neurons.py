@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from encoders import fresh_encoder
-from probing import PROMPT, activations, brute_force, of_two, task_of, told_apart, vectors, vocabulary_of
+from probing import (
+    PROMPT,
+    activations,
+    asked_by_prompt,
+    brute_force,
+    of_two,
+    task_of,
+    told_apart,
+    vectors,
+    vocabulary_of,
+)
 from styles import fresh
 from torch import Tensor
 
@@ -23,7 +33,6 @@ from tlprune.methods.class_pairs import Classes, ClassMeans, PairCounts
 from tlprune.methods.neuron_probe import PROBES, read_neurons
 from tlprune.methods.predictivity import best_of_pairs
 from tlprune.models.planted import Planted
-from tlprune.models.planted_tasks import ASK
 from tlprune.task import Batch, Stream, Task
 
 MODELS = {"gpt2": "right", "llama": "left", "bert words": "right"}  # and the side on which prompts are padded
@@ -269,20 +278,6 @@ def test_correlation_is_one_with_what_grows_with_predictivity() -> None:
 @cache
 def built(seed: int = 0) -> Planted:
     return tp.planted("sentiment", seed=seed)
-
-
-def asked_by_prompt(one: Planted) -> tuple[Task, tp.Prompt]:
-    """The task whose last token is that of a prompt, whose vector is the embedding of the token that was there."""
-    vector = backend_of(one.model).parameters()["embed.W_E"][ASK].detach()[None]
-    first, streams = vocabulary_of(one.model), one.task.streams["main"]
-
-    def prompted(batch: Batch) -> Batch:
-        ids = batch.clean.ids.clone()
-        ids[:, -1] = first
-        return dataclasses.replace(batch, clean=tp.Tokens(ids))
-
-    parts = (prompted(part) for part in (streams.train, streams.validation, streams.test))
-    return dataclasses.replace(one.task, streams={"main": Stream(*parts)}), tp.Prompt(vector, "end")
 
 
 @pytest.mark.parametrize("seed", range(6))
