@@ -111,10 +111,10 @@ def told_apart(seen: Tensor, checked: Tensor, train: Batch, validation: Batch) -
     return baseline, torch.stack(right).double().mean(0)
 
 
-def of_two(batch: Batch, first: int, second: int) -> Batch:
+def rows_of_two(batch: Batch, first: int, second: int) -> Tensor:
     """As many examples of each of two classes, repeated until they are."""
     own = [(batch.answers[:, 0] == answer).nonzero()[:, 0] for answer in (first, second)]
-    return batch.rows(torch.cat([rows.repeat(len(other)) for rows, other in (own, own[::-1])]))
+    return torch.cat([rows.repeat(len(other)) for rows, other in (own, own[::-1])])
 
 
 def asked_by_prompt(one: Planted) -> tuple[Task, tp.Prompt]:

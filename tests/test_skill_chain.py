@@ -21,7 +21,7 @@ from tlprune.task import Batch, Task
 NAMES = ("John", "Mary", "Paul", "Anna", "James", "Laura", "Mark", "Sarah")
 KINDS = {"kind": 1, "brave": 1, "nervous": 0, "angry": 0}
 COUNTS = {"train_count": 12, "validation_count": 8, "test_count": 12, "seed": 1}
-PLAN = tp.PromptTuning(steps=40, batch_size=6, rate=0.1, evaluate_every=10, patience=None)
+PLAN = tp.PromptTuning(steps=20, batch_size=6, rate=0.1, evaluate_every=10, patience=None)
 
 
 def texts() -> tp.tasks.Labelled:

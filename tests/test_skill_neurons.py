@@ -18,7 +18,7 @@ from probing import (
     activations,
     asked_by_prompt,
     brute_force,
-    of_two,
+    rows_of_two,
     task_of,
     told_apart,
     vectors,
@@ -80,10 +80,14 @@ def test_each_two_of_several_classes_are_a_task_in_which_both_weigh_the_same(pro
     assert found.pairs == ((4, 7), (4, 9), (7, 9))
     counts = {len((three.discovery.train().answers == answer).nonzero()) for answer in found.classes}
     assert len(counts) > 1  # or the weights would say nothing
+    splits = (three.discovery.train(), three.discovery.validation())
+    with prompts("gpt2")[0].attached(model):
+        seen = [activations(model, part, probe) for part in splits]
     for pair in found.pairs:
-        parts = [of_two(part, *pair) for part in (three.discovery.train(), three.discovery.validation())]
-        with prompts("gpt2")[0].attached(model):
-            baseline, accuracy = told_apart(*(activations(model, part, probe) for part in parts), *parts)
+        rows = [rows_of_two(part, *pair) for part in splits]
+        own = [values[:, chosen] for values, chosen in zip(seen, rows, strict=True)]
+        parts = [part.rows(chosen) for part, chosen in zip(splits, rows, strict=True)]
+        baseline, accuracy = told_apart(*own, *parts)
         assert (found.of(*pair).baseline[0] - baseline).abs().max() < 1e-6
         assert (found.of(*pair).accuracy[0] - accuracy).abs().max() < 1e-12
 
