@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,6 +14,8 @@ import tlprune as tp
 from tlprune.backends import backend_of
 from tlprune.backends.activations import Wanted
 from tlprune.backends.prompting import embedded_tokens
+from tlprune.models.planted import Planted
+from tlprune.models.planted_tasks import ASK
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 PROMPT = 3
@@ -108,7 +111,21 @@ def told_apart(seen: Tensor, checked: Tensor, train: Batch, validation: Batch) -
     return baseline, torch.stack(right).double().mean(0)
 
 
-def of_two(batch: Batch, first: int, second: int) -> Batch:
+def rows_of_two(batch: Batch, first: int, second: int) -> Tensor:
     """As many examples of each of two classes, repeated until they are."""
     own = [(batch.answers[:, 0] == answer).nonzero()[:, 0] for answer in (first, second)]
-    return batch.rows(torch.cat([rows.repeat(len(other)) for rows, other in (own, own[::-1])]))
+    return torch.cat([rows.repeat(len(other)) for rows, other in (own, own[::-1])])
+
+
+def asked_by_prompt(one: Planted) -> tuple[Task, tp.Prompt]:
+    """The task whose last token is that of a prompt, whose vector is the embedding of the token that was there."""
+    vector = backend_of(one.model).parameters()["embed.W_E"][ASK].detach()[None]
+    first, streams = vocabulary_of(one.model), one.task.streams["main"]
+
+    def prompted(batch: Batch) -> Batch:
+        ids = batch.clean.ids.clone()
+        ids[:, -1] = first
+        return dataclasses.replace(batch, clean=tp.Tokens(ids))
+
+    parts = (prompted(part) for part in (streams.train, streams.validation, streams.test))
+    return dataclasses.replace(one.task, streams={"main": Stream(*parts)}), tp.Prompt(vector, "end")

@@ -233,9 +233,7 @@ def test_examples_of_some_classes_are_a_task_of_them(testbed: Any) -> None:
     assert found.fingerprint == same.fingerprint
     assert found.test.answers.unique().tolist() == [0, 1]
     assert torch.equal(found.test.foils, 1 - found.test.answers)
-    texts = {
-        tuple(testbed.tokenizer(text)["input_ids"]): label for text, label in zip(data.texts, data.labels, strict=True)
-    }
+    texts = {tuple(testbed(text)["input_ids"]): label for text, label in zip(data.texts, data.labels, strict=True)}
     batch = found.test
     for ids, mask, answer in zip(batch.clean.ids, batch.clean.attention_mask, batch.answers, strict=True):
         assert ENTAILMENT[texts[tuple(ids[mask.bool()].tolist())]] == kept[int(answer)]

@@ -12,17 +12,16 @@ import pytest
 import torch
 from encoders import hf_model_of
 from hooked import NEEDS_HOOKED_TRANSFORMER
+from probing import asked_by_prompt
 
 import tlprune as tp
 from tlprune.backends import backend_of
-from tlprune.backends.prompting import embedded_tokens
-from tlprune.models.planted_tasks import ASK
-from tlprune.task import Batch, Stream, Task
+from tlprune.task import Batch, Task
 
 NAMES = ("John", "Mary", "Paul", "Anna", "James", "Laura", "Mark", "Sarah")
 KINDS = {"kind": 1, "brave": 1, "nervous": 0, "angry": 0}
 COUNTS = {"train_count": 12, "validation_count": 8, "test_count": 12, "seed": 1}
-PLAN = tp.PromptTuning(steps=40, batch_size=6, rate=0.1, evaluate_every=10, patience=None)
+PLAN = tp.PromptTuning(steps=20, batch_size=6, rate=0.1, evaluate_every=10, patience=None)
 
 
 def texts() -> tp.tasks.Labelled:
@@ -90,23 +89,6 @@ def test_what_is_found_under_a_prompt_says_so(tmp_path: Path) -> None:
 
 
 # ---- on the model whose skill is known
-
-
-def asked_by_prompt(one: Any) -> tuple[Task, tp.Prompt]:
-    """The task whose last token is that of a prompt, whose vector is the embedding of the token that was there."""
-    backend, streams = backend_of(one.model), one.task.streams["main"]
-    first = embedded_tokens(backend.embedding)
-    vector = backend.parameters()["embed.W_E"][ASK].detach()[None]
-
-    def behind(batch: Batch) -> Batch:
-        sides = (
-            tp.Tokens(torch.cat([side.ids[:, :-1], torch.full_like(side.ids[:, :1], first)], 1))
-            for side in (batch.clean, batch.corrupt)
-        )
-        return dataclasses.replace(batch, **dict(zip(("clean", "corrupt"), sides, strict=True)))
-
-    parts = (behind(part) for part in (streams.train, streams.validation, streams.test))
-    return dataclasses.replace(one.task, streams={"main": Stream(*parts)}), tp.Prompt(vector, "end")
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 import torch
 from encoders import fresh_encoder
-from probing import PROMPT, activations, brute_force, of_two, task_of, told_apart, vectors, vocabulary_of
+from hooked import NEEDS_HOOKED_TRANSFORMER
+from probing import (
+    PROMPT,
+    activations,
+    asked_by_prompt,
+    brute_force,
+    rows_of_two,
+    task_of,
+    told_apart,
+    vectors,
+    vocabulary_of,
+)
 from styles import fresh
 from torch import Tensor
 
@@ -23,7 +34,6 @@ from tlprune.methods.class_pairs import Classes, ClassMeans, PairCounts
 from tlprune.methods.neuron_probe import PROBES, read_neurons
 from tlprune.methods.predictivity import best_of_pairs
 from tlprune.models.planted import Planted
-from tlprune.models.planted_tasks import ASK
 from tlprune.task import Batch, Stream, Task
 
 MODELS = {"gpt2": "right", "llama": "left", "bert words": "right"}  # and the side on which prompts are padded
@@ -70,10 +80,14 @@ def test_each_two_of_several_classes_are_a_task_in_which_both_weigh_the_same(pro
     assert found.pairs == ((4, 7), (4, 9), (7, 9))
     counts = {len((three.discovery.train().answers == answer).nonzero()) for answer in found.classes}
     assert len(counts) > 1  # or the weights would say nothing
+    splits = (three.discovery.train(), three.discovery.validation())
+    with prompts("gpt2")[0].attached(model):
+        seen = [activations(model, part, probe) for part in splits]
     for pair in found.pairs:
-        parts = [of_two(part, *pair) for part in (three.discovery.train(), three.discovery.validation())]
-        with prompts("gpt2")[0].attached(model):
-            baseline, accuracy = told_apart(*(activations(model, part, probe) for part in parts), *parts)
+        rows = [rows_of_two(part, *pair) for part in splits]
+        own = [values[:, chosen] for values, chosen in zip(seen, rows, strict=True)]
+        parts = [part.rows(chosen) for part, chosen in zip(splits, rows, strict=True)]
+        baseline, accuracy = told_apart(*own, *parts)
         assert (found.of(*pair).baseline[0] - baseline).abs().max() < 1e-6
         assert (found.of(*pair).accuracy[0] - accuracy).abs().max() < 1e-12
 
@@ -110,7 +124,7 @@ def test_a_search_costs_one_forward_run_of_each_example_and_keeps_one_reading() 
 def test_logits_are_not_computed_where_the_model_can_do_without() -> None:
     model = fresh("gpt2")
     widths: list[int] = []
-    model.hook_dict["ln_final.hook_normalized"].add_hook(lambda value, hook: widths.append(value.shape[1]))
+    model.unembed.register_forward_hook(lambda _module, _inputs, logits: widths.append(logits.shape[1]))
     tp.SkillNeurons(probe="answer").score(model, _without_prompt(task("gpt2")))
     assert all(width == 1 for width in widths)  # of a bridge, a stub of one token
 
@@ -239,6 +253,7 @@ def test_activations_of_one_neuron_are_those_of_the_model() -> None:
             assert torch.allclose(values, activations(model, batch, "prompt")[1, :, :, 2], atol=1e-10)
 
 
+@NEEDS_HOOKED_TRANSFORMER  # 4.x refuses stand-ins for tokenizers
 def test_a_prompt_alone_is_the_prompt_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     model, labelled = model_of("gpt2"), task("gpt2")
     first, row = vocabulary_of(model), labelled.discovery.train().clean.ids[0].tolist()
@@ -269,20 +284,6 @@ def test_correlation_is_one_with_what_grows_with_predictivity() -> None:
 @cache
 def built(seed: int = 0) -> Planted:
     return tp.planted("sentiment", seed=seed)
-
-
-def asked_by_prompt(one: Planted) -> tuple[Task, tp.Prompt]:
-    """The task whose last token is that of a prompt, whose vector is the embedding of the token that was there."""
-    vector = backend_of(one.model).parameters()["embed.W_E"][ASK].detach()[None]
-    first, streams = vocabulary_of(one.model), one.task.streams["main"]
-
-    def prompted(batch: Batch) -> Batch:
-        ids = batch.clean.ids.clone()
-        ids[:, -1] = first
-        return dataclasses.replace(batch, clean=tp.Tokens(ids))
-
-    parts = (prompted(part) for part in (streams.train, streams.validation, streams.test))
-    return dataclasses.replace(one.task, streams={"main": Stream(*parts)}), tp.Prompt(vector, "end")
 
 
 @pytest.mark.parametrize("seed", range(6))
