@@ -32,9 +32,12 @@ class Spot:
         """Call ``function`` with the value in each run; what it returns, if anything, takes the value's place."""
         if self.side == "out":
             return self.module.register_forward_hook(lambda module, inputs, output: function(output))
-        return self.module.register_forward_pre_hook(
-            lambda module, inputs, named: _replaced(function, inputs, named), with_kwargs=True
-        )
+
+        def before(module: Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            return _replaced(function, inputs, named)
+
+        register: Any = self.module.register_forward_pre_hook  # typed for hooks without named arguments
+        return register(before, with_kwargs=True)
 
     def of(self, value: Tensor) -> Tensor:
         return value[:, 0] if self.first else value
@@ -78,10 +81,12 @@ def watched(maps: Iterable[LinearMap], *, read: Read | None = None, change: Chan
     chosen = tuple(maps)
     met: set[str] = set()
     with ExitStack() as stack:
-        for one in {one.reads: one for one in reversed(chosen)}.values() if read else ():
-            stack.callback(one.source.hook(_reader(one, read, met)).remove)
-        for one in chosen if change else ():
-            stack.callback(one.target.hook(_changer(one, change, met)).remove)
+        if read:
+            for one in {one.reads: one for one in reversed(chosen)}.values():
+                stack.callback(one.source.hook(_reader(one, read, met)).remove)
+        if change:
+            for one in chosen:
+                stack.callback(one.target.hook(_changer(one, change, met)).remove)
         yield
     wanted = {one.reads for one in chosen if read} | {one.weight for one in chosen if change}
     if wanted - met:
