@@ -265,6 +265,22 @@ ROWS = {
         total=8,
         bad={"percent": ({"sparsity": 95}, "give 0.95"), **GRADIENTS},
     ),
+    "saliency": Row(
+        exact=None,
+        quick=tp.Saliency(scope="global", density=0.1, batches=2, batch_size=3),
+        random=True,
+        kind="weights",
+        size=None,
+        replaces=False,
+        bad={
+            "two sizes": ({"density": 0.5, "compression": 2.0}, "density and compression are given"),
+            "nothing": ({"density": 0.0}, r"density must lie in \(0, 1\] but is 0.0"),
+            "percent": ({"sparsity": 90}, "For 90% removed give 0.9"),
+            "larger": ({"compression": 0.5}, "at least 1, but is 0.5"),
+            "no batches": ({"batches": 0}, "batches must be at least 1"),
+            **BATCHES,
+        },
+    ),
     "skill-neurons": Row(
         exact=None,  # of the planted model that has such neurons; see test_skill_neurons.py
         quick=tp.SkillNeurons(probe="answer", neurons=20, batch_size=5),

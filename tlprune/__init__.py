@@ -85,9 +85,19 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import mlps as mlps
     from tlprune.masking.sites import neurons as neurons
     from tlprune.masking.sites import nodes as nodes
+    from tlprune.masking.sites import prunable as prunable
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.atp import AtP as AtP
+    from tlprune.methods.criteria import SNIP as SNIP
+    from tlprune.methods.criteria import GradCAM as GradCAM
+    from tlprune.methods.criteria import Magnitude as Magnitude
+    from tlprune.methods.criteria import MagnitudeActivation as MagnitudeActivation
+    from tlprune.methods.criteria import MagnitudeGradient as MagnitudeGradient
+    from tlprune.methods.criteria import RandomCriterion as RandomCriterion
+    from tlprune.methods.criteria import SmoothGrad as SmoothGrad
+    from tlprune.methods.criteria import SmoothGradCAM as SmoothGradCAM
+    from tlprune.methods.criteria import Wanda as Wanda
     from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
@@ -106,10 +116,13 @@ if TYPE_CHECKING:
     from tlprune.methods.random import Random as Random
     from tlprune.methods.random import RandomNodes as RandomNodes
     from tlprune.methods.relp import RelP as RelP
+    from tlprune.methods.saliency import Saliency as Saliency
+    from tlprune.methods.saliency import saliency_scores as saliency_scores
     from tlprune.methods.single_neurons import neuron_accuracy as neuron_accuracy
     from tlprune.methods.single_neurons import neuron_activations as neuron_activations
     from tlprune.methods.single_neurons import prompt_activations as prompt_activations
     from tlprune.methods.skill_neurons import SkillNeurons as SkillNeurons
+    from tlprune.methods.strategies import saliency_strategy as saliency_strategy
     from tlprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
     from tlprune.methods.uniform_gradient_sampling import UGS as UGS
     from tlprune.models.bridge import bridge as bridge
@@ -249,9 +262,19 @@ _HOMES = {
     "mlps": "masking.sites",
     "neurons": "masking.sites",
     "nodes": "masking.sites",
+    "prunable": "masking.sites",
     "weights": "masking.sites",
     "EAP": "methods.eap",
     "AtP": "methods.atp",
+    "GradCAM": "methods.criteria",
+    "Magnitude": "methods.criteria",
+    "MagnitudeActivation": "methods.criteria",
+    "MagnitudeGradient": "methods.criteria",
+    "RandomCriterion": "methods.criteria",
+    "SmoothGrad": "methods.criteria",
+    "SmoothGradCAM": "methods.criteria",
+    "SNIP": "methods.criteria",
+    "Wanda": "methods.criteria",
     "ACDC": "methods.acdc",
     "EAPIG": "methods.eap_ig",
     "EdgePruning": "methods.edge_pruning",
@@ -270,10 +293,13 @@ _HOMES = {
     "Random": "methods.random",
     "RandomNodes": "methods.random",
     "RelP": "methods.relp",
+    "Saliency": "methods.saliency",
+    "saliency_scores": "methods.saliency",
     "neuron_accuracy": "methods.single_neurons",
     "neuron_activations": "methods.single_neurons",
     "prompt_activations": "methods.single_neurons",
     "SkillNeurons": "methods.skill_neurons",
+    "saliency_strategy": "methods.strategies",
     "SubnetworkProbing": "methods.subnetwork_probing",
     "UGS": "methods.uniform_gradient_sampling",
     "bridge": "models.bridge",

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
+from tlprune.backends.linear_maps import Change, LinearMap, Read
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
@@ -294,6 +295,14 @@ class Backend(Protocol):
 
     def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Any:
         """A context in which some weights are replaced by functions of them, whatever runs the model."""
+        ...
+
+    def linear_maps(self) -> list[LinearMap]:
+        """Every linear map of the blocks, and the pooler's; those of a head and of embeddings are left out."""
+        ...
+
+    def mapped(self, *, read: Read | None = None, change: Change | None = None) -> Any:
+        """A context in which runs tell what linear maps read and change what they give."""
         ...
 
     def projection(self, layer: int, convention: Convention) -> Projection: ...

@@ -36,6 +36,7 @@ from tlprune.backends.calls import (
     weights_hash,
     weights_in_place,
 )
+from tlprune.backends.linear_maps import Change, LinearMap, Read, Spot, attention_whole, block_maps, watched
 from tlprune.backends.post_norms import LayerNorm, PostNorms
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
@@ -243,6 +244,20 @@ class HookedEncoderBackend(Runs):
 
     def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Any:
         return weights_in_place(self.parameters(), changed)
+
+    def linear_maps(self) -> list[LinearMap]:
+        modules, layers = dict(self.model.named_modules()), range(self.architecture.n_layers)
+        maps = [one for layer in layers for one in block_maps(modules, layer, gated=False, has_mlp=True)]
+        if "pooler" in modules and self.predicts == "prompts":
+            pooler, activation = modules["pooler"], modules["pooler.activation"]
+            first, target = Spot(pooler, "in", first=True), Spot(activation, "in")
+            maps.append(LinearMap("pooler.W", "pooler.b", "pooler", first, target))
+        return maps
+
+    @contextmanager
+    def mapped(self, *, read: Read | None = None, change: Change | None = None) -> Iterator[None]:
+        with attention_whole(self.model.cfg), watched(self.linear_maps(), read=read, change=change):
+            yield
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention = self.model.blocks[layer].attn

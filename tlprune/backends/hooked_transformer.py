@@ -39,6 +39,7 @@ from tlprune.backends.calls import (
     weights_hash,
     weights_in_place,
 )
+from tlprune.backends.linear_maps import Change, LinearMap, Read, attention_whole, block_maps, watched
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
@@ -292,6 +293,16 @@ class HookedTransformerBackend(Runs):
 
     def installed_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]]) -> Any:
         return weights_in_place(self.parameters(), changed)
+
+    def linear_maps(self) -> list[LinearMap]:
+        modules, has_mlp = dict(self.model.named_modules()), self.architecture.has_mlp
+        layers, gated = range(self.architecture.n_layers), bool(self.model.cfg.gated_mlp)
+        return [one for layer in layers for one in block_maps(modules, layer, gated=gated, has_mlp=has_mlp)]
+
+    @contextmanager
+    def mapped(self, *, read: Read | None = None, change: Change | None = None) -> Iterator[None]:
+        with attention_whole(self.model.cfg), watched(self.linear_maps(), read=read, change=change):
+            yield
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         attention, norm = self.model.blocks[layer].attn, self.model.blocks[layer].ln1

@@ -40,6 +40,7 @@ from tlprune.backends.calls import (
     stored,
     weights_hash,
 )
+from tlprune.backends.linear_maps import Change, LinearMap, Read, Spot, watched
 from tlprune.graph import Architecture, Convention
 from tlprune.sites import Matrix
 from tlprune.task import Tokens
@@ -342,6 +343,23 @@ class TransformerBridgeBackend(Runs):
         finally:
             for (module, attribute, _), old in zip(changes, before, strict=True):
                 setattr(module, attribute, old)
+
+    def linear_maps(self) -> list[LinearMap]:
+        places, reads = self.places.all, {"W_O": "heads", "W_out": "neurons"}
+        maps = []
+        for weight, place in places.items():
+            path, _, leaf = weight.rpartition(".")
+            if (path == "pooler" and leaf == "W") or (weight.startswith("blocks.") and leaf.startswith("W_")):
+                bias = f"{path}.{leaf.replace('W', 'b', 1)}"
+                found, said = (bias if bias in places else None), f"{path}.{reads.get(leaf, 'input')}"
+                maps.append(LinearMap(weight, found, said, Spot(place.module, "in"), Spot(place.module, "out")))
+        return maps
+
+    @contextmanager
+    def mapped(self, *, read: Read | None = None, change: Change | None = None) -> Iterator[None]:
+        refuse_flags(self.model.cfg)
+        with watched(self.linear_maps(), read=read, change=change):
+            yield
 
     def projection(self, layer: int, convention: Convention) -> Projection:
         block = f"blocks.{layer}."

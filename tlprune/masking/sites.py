@@ -100,6 +100,48 @@ def weights(model: Any, pattern: str = "blocks.*.W_*", *, unit: Literal["weight"
     return Sites((Weights(chosen, unit),))
 
 
+def prunable(model: Any, *, classifier: str | None = None) -> Sites:
+    """All weights and biases of the linear layers but the classifier: of every block, and an encoder's pooler.
+
+    These are what one-shot pruning cuts; embeddings, norms and heads (for classes, or over the vocabulary) are left as
+    they are. HookedTransformer stores zeros for a bias that an architecture lacks, so a decoder's bias that is zero
+    throughout is no site.
+
+    Args:
+        model: a TransformerLens model.
+        classifier: name of the layer that is left alone, ``"classifier"`` or ``"unembed"``, where the model has to have
+            it; by default whichever it has.
+
+    Raises:
+        ValueError: the model has no such classifier.
+
+    Example:
+        >>> import tlprune as tp
+        >>> sites = prunable(tp.planted("copy").model)
+        >>> sites.group("weights").matrices[0].name, len(sites) > len(weights(tp.planted("copy").model))
+        ('blocks.0.attn.W_Q', True)
+    """
+    backend = backend_of(model)
+    parameters = backend.parameters()
+    _check_classifier(parameters, classifier)
+    encoder = backend.architecture.post_norm
+    names: set[str] = set()
+    for one in backend.linear_maps():
+        has_bias = one.bias is not None and (encoder or bool(parameters[one.bias].any()))
+        names |= {one.weight, one.bias} if has_bias and one.bias else {one.weight}
+    return Sites((Weights(tuple(matrix for matrix in backend.matrices() if matrix.name in names)),))
+
+
+def _check_classifier(parameters: Iterable[str], classifier: str | None) -> None:
+    layers = {name.partition(".")[0] for name in parameters}
+    known = [name for name in ("classifier", "unembed") if name in layers]
+    if classifier is not None and classifier not in known:
+        raise ValueError(
+            f"Pruning leaves the classifier {classifier!r} alone but this model has {' and '.join(known) or 'none'}. "
+            "Leave classifier out, or load a model with such a head: tp.from_huggingface(...)."
+        )
+
+
 def _graph(model: Any, convention: Convention | None = None) -> Graph:
     return Graph(backend_of(model).architecture, convention)
 

@@ -18,6 +18,7 @@ from tlprune.methods.multi_granular import MultiGranularPruning
 from tlprune.methods.patching import EdgePatching, NodePatching
 from tlprune.methods.random import Random, RandomNodes
 from tlprune.methods.relp import RelP
+from tlprune.methods.saliency import Saliency
 from tlprune.methods.skill_neurons import SkillNeurons
 from tlprune.methods.subnetwork_probing import SubnetworkProbing
 from tlprune.methods.uniform_gradient_sampling import UGS
@@ -41,6 +42,7 @@ METHODS = {
     "random": Random,
     "random-nodes": RandomNodes,
     "relp": RelP,
+    "saliency": Saliency,
     "skill-neurons": SkillNeurons,
     "subnetwork-probing": SubnetworkProbing,
     "ugs": UGS,

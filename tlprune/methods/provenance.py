@@ -16,6 +16,17 @@ from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, Squar
 from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
 from tlprune.masking.means import Mean
+from tlprune.methods.criteria import (
+    SNIP,
+    GradCAM,
+    Magnitude,
+    MagnitudeActivation,
+    MagnitudeGradient,
+    RandomCriterion,
+    SmoothGrad,
+    SmoothGradCAM,
+    Wanda,
+)
 from tlprune.selection import Connected, Consistent, Greedy, Pruned, Ratio, Threshold, Top
 from tlprune.sites import Sites
 from tlprune.task import Discovery
@@ -28,6 +39,8 @@ PARTS = {
         *(HardConcrete, Heaviside, Sigmoid, StraightThrough, UniformGradient),
         *(KL, CrossEntropy, LogitDifference, SquaredError, Uniform, Sum),
         *(Lagrangian, Penalty, Budgets, Optimiser),
+        *(Magnitude, MagnitudeGradient, MagnitudeActivation, GradCAM, SmoothGrad, SmoothGradCAM, SNIP, Wanda),
+        RandomCriterion,
         *(GaussianNoise, Mean, Resample, Zero),
         *(Connected, Consistent, Greedy, Pruned, Ratio, Threshold, Top),
     )

@@ -61,7 +61,7 @@ class Scoring(ABC):
         self.count(sites)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         values, samples = self.sampled(model, discovery, sites, ablation, progress=progress)
-        _check_numbers(values)
+        check_numbers(values)
         return Scores(sites, values, provenance, samples)
 
     def sampled(
@@ -132,7 +132,8 @@ class NodeScoring(Scoring):
         return size(self.nodes, self.sparsity, sites)
 
 
-def _check_numbers(values: Tensor) -> None:
+def check_numbers(values: Tensor) -> None:
+    """Raise a FloatingPointError for scores that are not numbers."""
     if bool(values.isnan().any()):
         raise FloatingPointError(
             f"{int(values.isnan().sum()):,} of {len(values):,} scores are not numbers, so the model's activations or "
