@@ -128,12 +128,15 @@ if TYPE_CHECKING:
     from tlprune.sealing import sealed as sealed
     from tlprune.selection.consistent import Consistent as Consistent
     from tlprune.selection.greedy import Greedy as Greedy
+    from tlprune.selection.pattern import NM as NM
     from tlprune.selection.program import Connected as Connected
     from tlprune.selection.pruned import Pruned as Pruned
     from tlprune.selection.ranked import Ratio as Ratio
     from tlprune.selection.ranked import Selection as Selection
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
+    from tlprune.selection.within import PerOutput as PerOutput
+    from tlprune.selection.within import PerTensor as PerTensor
     from tlprune.sites import Sites as Sites
     from tlprune.skills.choosing import top_neurons as top_neurons
     from tlprune.skills.correlation import SkillCorrelation as SkillCorrelation
@@ -290,12 +293,15 @@ _HOMES = {
     "Scores": "scores",
     "Consistent": "selection.consistent",
     "Greedy": "selection.greedy",
+    "NM": "selection.pattern",
     "Connected": "selection.program",
     "Pruned": "selection.pruned",
     "Ratio": "selection.ranked",
     "Selection": "selection.ranked",
     "Threshold": "selection.ranked",
     "Top": "selection.ranked",
+    "PerOutput": "selection.within",
+    "PerTensor": "selection.within",
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",

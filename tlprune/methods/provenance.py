@@ -16,7 +16,7 @@ from tlprune.learning.objectives import KL, CrossEntropy, LogitDifference, Squar
 from tlprune.learning.optimiser import Optimiser
 from tlprune.masking.ablation import Ablation, GaussianNoise, Resample, Zero
 from tlprune.masking.means import Mean
-from tlprune.selection import Connected, Consistent, Greedy, Pruned, Ratio, Threshold, Top
+from tlprune.selection import NM, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 from tlprune.versions import versions
@@ -29,7 +29,7 @@ PARTS = {
         *(KL, CrossEntropy, LogitDifference, SquaredError, Uniform, Sum),
         *(Lagrangian, Penalty, Budgets, Optimiser),
         *(GaussianNoise, Mean, Resample, Zero),
-        *(Connected, Consistent, Greedy, Pruned, Ratio, Threshold, Top),
+        *(NM, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top),
     )
 }
 
