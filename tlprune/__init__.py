@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.atp import AtP as AtP
+    from tlprune.methods.compression import density_for as density_for
     from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
+    from tlprune.methods.pooling import pooled as pooled
     from tlprune.methods.predictivity import Predictivity as Predictivity
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
@@ -122,6 +124,12 @@ if TYPE_CHECKING:
     from tlprune.models.taught import taught as taught
     from tlprune.named import forced as forced
     from tlprune.prompts.prompt import Prompt as Prompt
+    from tlprune.pruning.mask_overlap import MaskOverlap as MaskOverlap
+    from tlprune.pruning.mask_overlap import mask_overlap as mask_overlap
+    from tlprune.pruning.removed_heads import RemovedHeads as RemovedHeads
+    from tlprune.pruning.removed_heads import removed_heads as removed_heads
+    from tlprune.pruning.savings import Savings as Savings
+    from tlprune.pruning.savings import savings as savings
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
@@ -257,6 +265,7 @@ _HOMES = {
     "AtP": "methods.atp",
     "ACDC": "methods.acdc",
     "EAPIG": "methods.eap_ig",
+    "density_for": "methods.compression",
     "EdgePruning": "methods.edge_pruning",
     "Ensemble": "methods.ensemble",
     "HAP": "methods.hap",
@@ -268,6 +277,7 @@ _HOMES = {
     "MultiGranularPruning": "methods.multi_granular",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
+    "pooled": "methods.pooling",
     "Predictivity": "methods.predictivity",
     "method_from": "methods.provenance",
     "Random": "methods.random",
@@ -289,6 +299,12 @@ _HOMES = {
     "taught": "models.taught",
     "forced": "named",
     "Prompt": "prompts.prompt",
+    "MaskOverlap": "pruning.mask_overlap",
+    "mask_overlap": "pruning.mask_overlap",
+    "RemovedHeads": "pruning.removed_heads",
+    "removed_heads": "pruning.removed_heads",
+    "Savings": "pruning.savings",
+    "savings": "pruning.savings",
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Consistent": "selection.consistent",
