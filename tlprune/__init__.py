@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from tlprune.methods.criteria import SmoothGrad as SmoothGrad
     from tlprune.methods.criteria import SmoothGradCAM as SmoothGradCAM
     from tlprune.methods.criteria import Wanda as Wanda
+    from tlprune.methods.compression import density_for as density_for
     from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
+    from tlprune.methods.pooling import pooled as pooled
     from tlprune.methods.predictivity import Predictivity as Predictivity
     from tlprune.methods.provenance import method_from as method_from
     from tlprune.methods.random import Random as Random
@@ -135,18 +137,27 @@ if TYPE_CHECKING:
     from tlprune.models.taught import taught as taught
     from tlprune.named import forced as forced
     from tlprune.prompts.prompt import Prompt as Prompt
+    from tlprune.pruning.mask_overlap import MaskOverlap as MaskOverlap
+    from tlprune.pruning.mask_overlap import mask_overlap as mask_overlap
+    from tlprune.pruning.removed_heads import RemovedHeads as RemovedHeads
+    from tlprune.pruning.removed_heads import removed_heads as removed_heads
+    from tlprune.pruning.savings import Savings as Savings
+    from tlprune.pruning.savings import savings as savings
     from tlprune.random_circuits import connected_random as connected_random
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
     from tlprune.sealing import sealed as sealed
     from tlprune.selection.consistent import Consistent as Consistent
     from tlprune.selection.greedy import Greedy as Greedy
+    from tlprune.selection.pattern import NM as NM
     from tlprune.selection.program import Connected as Connected
     from tlprune.selection.pruned import Pruned as Pruned
     from tlprune.selection.ranked import Ratio as Ratio
     from tlprune.selection.ranked import Selection as Selection
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
+    from tlprune.selection.within import PerOutput as PerOutput
+    from tlprune.selection.within import PerTensor as PerTensor
     from tlprune.sites import Sites as Sites
     from tlprune.skills.choosing import top_neurons as top_neurons
     from tlprune.skills.correlation import SkillCorrelation as SkillCorrelation
@@ -277,6 +288,7 @@ _HOMES = {
     "Wanda": "methods.criteria",
     "ACDC": "methods.acdc",
     "EAPIG": "methods.eap_ig",
+    "density_for": "methods.compression",
     "EdgePruning": "methods.edge_pruning",
     "Ensemble": "methods.ensemble",
     "HAP": "methods.hap",
@@ -288,6 +300,7 @@ _HOMES = {
     "MultiGranularPruning": "methods.multi_granular",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
+    "pooled": "methods.pooling",
     "Predictivity": "methods.predictivity",
     "method_from": "methods.provenance",
     "Random": "methods.random",
@@ -312,16 +325,25 @@ _HOMES = {
     "taught": "models.taught",
     "forced": "named",
     "Prompt": "prompts.prompt",
+    "MaskOverlap": "pruning.mask_overlap",
+    "mask_overlap": "pruning.mask_overlap",
+    "RemovedHeads": "pruning.removed_heads",
+    "removed_heads": "pruning.removed_heads",
+    "Savings": "pruning.savings",
+    "savings": "pruning.savings",
     "connected_random": "random_circuits",
     "Scores": "scores",
     "Consistent": "selection.consistent",
     "Greedy": "selection.greedy",
+    "NM": "selection.pattern",
     "Connected": "selection.program",
     "Pruned": "selection.pruned",
     "Ratio": "selection.ranked",
     "Selection": "selection.ranked",
     "Threshold": "selection.ranked",
     "Top": "selection.ranked",
+    "PerOutput": "selection.within",
+    "PerTensor": "selection.within",
     "Sites": "sites",
     "LeakageError": "sealing",
     "sealed": "sealing",

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
@@ -138,9 +139,7 @@ class Scores:
             raise ValueError(f"A fraction lies between 0 and 1 but is {fraction}. For the top tenth give 0.1.")
         number = round(fraction * len(self.sites)) if fraction is not None else int(count or 0)
         check_count(number, self.sites)
-        kept = torch.zeros(len(self.sites), dtype=torch.bool)
-        kept[torch.argsort(values, descending=True, stable=True)[:number]] = True
-        return Circuit(self.sites, kept, self.provenance)
+        return Circuit(self.sites, first(values, number), self.provenance)
 
     def save(self, path: str | Path) -> None:
         """Write the scores: ``.json`` gives each site's name and score, ``.safetensors`` the numbers and samples."""
@@ -176,6 +175,23 @@ def _in_order(sites: Sites, scores: Mapping[str, float]) -> list[float]:
     if set(names) != set(scores):
         raise ValueError(f"{len(set(names) ^ set(scores))} names are missing or unknown")
     return [scores[name] for name in names]
+
+
+def first(values: Float[Tensor, "site"], count: int) -> Bool[Tensor, "site"]:
+    """The ``count`` highest; of equal ones those that come first. Nothing is sorted, so 10^8 values are no burden.
+
+    Example:
+        >>> first(torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0]), 3).tolist()
+        [True, True, False, True, False]
+    """
+    if not 0 < count < len(values):
+        return torch.full((len(values),), count > 0)
+    numbers = torch.promote_types(values.dtype, torch.float32)
+    lowest = np.partition(values.detach().to("cpu", numbers).numpy(), len(values) - count)[len(values) - count]
+    kept = values.cpu() > float(lowest)
+    equal = (values.cpu() == float(lowest)).nonzero().flatten()
+    kept[equal[: count - int(kept.sum())]] = True
+    return kept
 
 
 def check_count(count: int, sites: Sites) -> None:

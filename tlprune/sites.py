@@ -135,11 +135,12 @@ class Matrix:
 
     def mask_shape(self, unit: str) -> tuple[int, ...]:
         """Shape of its mask, with size 1 where a unit ties weights together."""
-        kept = {"weight": range(len(self.shape)), "row": self.inputs, "column": self._outputs}[unit]
+        kept = {"weight": range(len(self.shape)), "row": self.inputs, "column": self.outputs}[unit]
         return tuple(size if axis in kept else 1 for axis, size in enumerate(self.shape))
 
     @property
-    def _outputs(self) -> tuple[int, ...]:
+    def outputs(self) -> tuple[int, ...]:
+        """Which of its axes count outputs."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.inputs)
 
 

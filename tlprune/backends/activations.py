@@ -289,6 +289,13 @@ class Backend(Protocol):
         """Every weight tensor and bias, by the name that TransformerLens shows."""
         ...
 
+    def held(self) -> dict[str, Tensor]:
+        """Those of :meth:`parameters` that the model holds, each once, as it holds them.
+
+        Left out are biases that a kind of model lacks, and further names of tied tensors.
+        """
+        ...
+
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
         """``run()`` while some weights are replaced by functions of them."""
         ...

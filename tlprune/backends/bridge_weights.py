@@ -88,6 +88,15 @@ class Places:
             if place.stored is not None:
                 yield place.module, place.attribute, place.changed(change, self.like)
 
+    def held(self) -> dict[str, Tensor]:
+        """The parameters behind all tensors, each by the first of its names."""
+        found: dict[str, Tensor] = {}
+        for name, place in self.all.items():
+            own = place.stored
+            if own is not None and not any(own is other for other in found.values()):
+                found[name] = own
+        return found
+
     @property
     def like(self) -> Tensor:
         """The token embedding, the first of all, which says where and in which precision the model is."""

@@ -237,6 +237,9 @@ class HookedEncoderBackend(Runs):
     def parameters(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())
 
+    def held(self) -> dict[str, Tensor]:
+        return self.parameters()
+
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
         weights = self.parameters()
         tensors = {f"model.{name}": change(weights[name].detach()) for name, change in changed.items()}

@@ -283,6 +283,9 @@ class HookedTransformerBackend(Runs):
     def parameters(self) -> dict[str, Tensor]:
         return {_shown(name): value for name, value in self.model.named_parameters()}
 
+    def held(self) -> dict[str, Tensor]:
+        return self.parameters()
+
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
         tensors = {
             f"model.{name}": changed[_shown(name)](value.detach())

@@ -323,6 +323,9 @@ class TransformerBridgeBackend(Runs):
     def parameters(self) -> dict[str, Tensor]:
         return {name: self.places[name] for name in self.places.all}
 
+    def held(self) -> dict[str, Tensor]:
+        return self.places.held()
+
     def with_weights(self, changed: Mapping[str, Callable[[Tensor], Tensor]], run: Callable[[], Tensor]) -> Tensor:
         changes = list(self.places.changes(changed))
         call = WeightCall(nn.ModuleList(module for module, _, _ in changes), run)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -80,21 +82,34 @@ def overlap(
         IoU 1.000, less chance 0.988; 2 shared by 2 and 2 of 110
     """
     iou = first.iou(second)
-    expected = _uniform(len(first), len(second), len(first.kept)) if chance == "uniform" else None
+    expected = uniform_chance(len(first), len(second), len(first.kept)) if chance == "uniform" else None
     if expected is None:
         expected = _connected(first, len(second), samples, seed)
     shared = int((first.kept & second.kept).sum())
     return Overlap(iou, expected, shared, (len(first), len(second), len(first.kept)))
 
 
-@lru_cache(maxsize=256)  # subnetworks of a study have few sizes
-def _uniform(first: int, second: int, total: int) -> float:
+@lru_cache(maxsize=4096)  # subnetworks of a study have few sizes
+def uniform_chance(first: int, second: int, total: int) -> float:
+    """Expected intersection over union of a set of a size with a random one of another, ``sum_k P(k) k / (a + b - k)``.
+
+    Overlaps that are more than 40 standard deviations from the mean are left out, so sets of 10^8 are no burden.
+
+    Example:
+        >>> uniform_chance(1, 1, 4), uniform_chance(0, 0, 4)
+        (0.25, 1.0)
+    """
     from scipy.stats import hypergeom
 
     if first + second == 0:
         return 1.0
-    able = range(max(1, first + second - total), min(first, second) + 1)
-    return sum(float(hypergeom.pmf(k, total, first, second)) * k / (first + second - k) for k in able)
+    share = first / total
+    mean = share * second
+    reach = 40 * (1 + math.sqrt(mean * (1 - share) * (total - second) / max(1, total - 1)))
+    low, high = max(0, first + second - total, int(mean - reach)), min(first, second, int(mean + reach) + 1)
+    able = np.arange(low, high + 1)
+    chances = hypergeom.pmf(able, total, first, second)
+    return float((chances * able / (first + second - able)).sum() / chances.sum())
 
 
 def _connected(first: Circuit, count: int, samples: int, seed: int) -> float:

@@ -75,8 +75,7 @@ def concentration(
 
 def per_neuron(matrix: Matrix, kept: Bool[Tensor, "..."], side: Side) -> Int[Tensor, "neuron"]:
     """How many kept weights each neuron has on one side of a matrix; of several heads one after the other."""
-    outputs = [axis for axis in range(len(matrix.shape)) if axis not in matrix.inputs]
-    return kept.sum(outputs if side == "inputs" else list(matrix.inputs)).flatten()
+    return kept.sum(matrix.outputs if side == "inputs" else matrix.inputs).flatten()
 
 
 def gini(counts: Int[Tensor, "*lead neuron"]) -> Float[Tensor, "*lead"]:

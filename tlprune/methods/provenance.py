@@ -27,7 +27,7 @@ from tlprune.methods.criteria import (
     SmoothGradCAM,
     Wanda,
 )
-from tlprune.selection import Connected, Consistent, Greedy, Pruned, Ratio, Threshold, Top
+from tlprune.selection import NM, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 from tlprune.versions import versions
@@ -42,7 +42,7 @@ PARTS = {
         *(Magnitude, MagnitudeGradient, MagnitudeActivation, GradCAM, SmoothGrad, SmoothGradCAM, SNIP, Wanda),
         RandomCriterion,
         *(GaussianNoise, Mean, Resample, Zero),
-        *(Connected, Consistent, Greedy, Pruned, Ratio, Threshold, Top),
+        *(NM, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top),
     )
 }
 

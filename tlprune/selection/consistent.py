@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.scores import Scores, check_count
-from tlprune.selection.ranked import Selection, Top, first, taken, told
+from tlprune.scores import Scores, check_count, first
+from tlprune.selection.ranked import Selection, Top, taken, told
 
 _MOST_NUMBERS = 1 << 24  # of resampled scores held at once
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.incidence import rows, writers_of_edges
-from tlprune.scores import Scores, check_count
-from tlprune.selection.ranked import Selection, Top, first, graph_of, ranking, taken, told
+from tlprune.scores import Scores, check_count, first
+from tlprune.selection.ranked import Selection, Top, graph_of, ranking, taken, told
 
 
 @dataclass(frozen=True)

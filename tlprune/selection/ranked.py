@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
-from tlprune.scores import Scores, check_count
+from tlprune.scores import Scores, check_count, first
 
 By = Literal["signed", "absolute"]
 
@@ -132,13 +132,6 @@ def ranking(scores: Scores, by: By) -> Float[Tensor, "site"]:
     """What sites are ranked by, on the CPU: their score, or its size."""
     values = scores.values.detach().cpu()
     return values.abs() if by == "absolute" else values
-
-
-def first(values: Float[Tensor, "site"], count: int) -> Bool[Tensor, "site"]:
-    """The ``count`` highest; of equal ones those that come first."""
-    kept = torch.zeros(len(values), dtype=torch.bool)
-    kept[torch.argsort(values, descending=True, stable=True)[:count]] = True
-    return kept
 
 
 def graph_of(scores: Scores, user: str) -> Graph:
