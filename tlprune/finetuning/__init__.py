@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 from tlprune.finetuning.command import finetune as finetune
+from tlprune.finetuning.command import prune as prune
 from tlprune.finetuning.plan import FineTune as FineTune
