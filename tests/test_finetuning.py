@@ -90,6 +90,7 @@ def test_it_learns_and_saves_a_model_that_loads(plan: FineTune, bert_folder: Pat
     assert facts == json.loads((plan.out / PROVENANCE).read_text())
     assert facts["data"]["counts"] == {"train": 340, "validation": 60, "test": 60}
     assert facts["settings"]["seed"] == 0
+    assert facts["circuit"] is None
     assert facts["versions"]["accelerate"]
     model = AutoModelForSequenceClassification.from_pretrained(plan.out)
     tokenizer = AutoTokenizer.from_pretrained(plan.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -36,23 +37,32 @@ def adapt(
     """
     chooser.trunk.requires_grad_(trained == "full")
     kept_out = removed if removed_weights == "held" else {}
-    if trained == "full":
-        hold(chooser.trunk, kept_out)
     if trained == "lora":
-        _add_updates(chooser.trunk, kept_out, rank=rank, alpha=alpha)
+        _add_updates(chooser.trunk, rank=rank, alpha=alpha)
+    keep_out(chooser.trunk, kept_out)
 
 
-def _add_updates(trunk: Any, kept_out: Removed, *, rank: int, alpha: float) -> None:
+def keep_out(module: nn.Module, removed: Removed) -> None:
+    """Hold removed weights at 0, and what low-rank updates would add to them.
+
+    Args:
+        module: a model whose parameters collect gradients and whose updates are in place; its removed weights are 0.
+        removed: which weights, by names of its parameters before there were updates.
+    """
+    hold(module, removed)
+    for name, layer in module.named_modules():
+        where = removed.get(f"{name}.weight")
+        if where is not None and hasattr(layer, "get_delta_weight"):
+            layer.register_forward_hook(_update_hold(where))
+
+
+def _add_updates(trunk: Any, *, rank: int, alpha: float) -> None:
     peft = peft_package()
     for transposed, names in linear_layers(trunk).items():
         config = peft.LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed
         )
         peft.inject_adapter_in_model(config, trunk)
-    for name, module in trunk.named_modules():
-        where = kept_out.get(f"{name}.weight")
-        if where is not None and hasattr(module, "get_delta_weight"):
-            module.register_forward_hook(_update_hold(where))
 
 
 def linear_layers(trunk: Any) -> dict[bool, list[str]]:
@@ -69,8 +79,10 @@ def linear_layers(trunk: Any) -> dict[bool, list[str]]:
 def _update_hold(where: Tensor) -> Any:
     """Take from a layer's output what the update adds at weights that are kept out."""
 
+    there = lru_cache(1)(where.to)
+
     def hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        wrong = update_of(layer) * where.to(output.device)
+        wrong = update_of(layer) * there(output.device)
         return output - inputs[0] @ (wrong if layer.fan_in_fan_out else wrong.T)
 
     return hook

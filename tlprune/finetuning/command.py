@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tlprune.files import write_whole
+from tlprune.finetuning.cutting import cut_by_file, described_cut
 from tlprune.finetuning.parts import plain, train_part, trained_parameters
 from tlprune.finetuning.plan import FineTune
 from tlprune.finetuning.training import CHECKPOINT, Training, clear
@@ -28,22 +29,37 @@ def finetune(plan: FineTune) -> dict[str, Any]:
     """Fine-tune a model, save it in Hugging Face format, and return how it came about, as ``tlprune.json`` has it.
 
     The weights saved are those of the step that was best on dev, by accuracy, on CoLA by Matthews and on STS-B by
-    Pearson correlation. The random state of the process is left as it was.
+    Pearson correlation. The random state of the process is left as it was. With ``plan.circuit`` the weights that
+    the circuit does not keep are 0 throughout: their gradients are 0 before clipping and the optimiser see them.
 
     Raises:
-        ValueError: the data or the model cannot be read, the directory holds a finished model, or one under way with
-            other settings.
+        ValueError: the data, the model or the circuit cannot be read, the circuit is of something else than weights of
+            this classifier, or the directory holds a finished model, or one under way with other settings.
         FloatingPointError: a loss is not finite.
     """
+    return _made(plan, lambda training: descend(training, plan, settings_of(training)))
+
+
+def prune(plan: FineTune) -> dict[str, Any]:
+    """As :func:`finetune` without any step: cut what ``plan.circuit`` does not keep, measure, and save the model.
+
+    Raises:
+        ValueError: as there.
+    """
+    return _made(plan, lambda training: training.measure(plan.out))
+
+
+def _made(plan: FineTune, work: Callable[[Training], object]) -> dict[str, Any]:
     if (plan.out / PROVENANCE).exists():
         raise ValueError(f"{plan.out} already holds a fine-tuned model. Give another directory with --out.")
     splits = splits_of(plan)
-    _make(plan.out)
+    make(plan.out)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):
         torch.manual_seed(plan.seed)
         training = _training(plan, splits)
-        return _run(training, plan)
+        work(training)
+        return _finish(training, plan)
 
 
 def splits_of(plan: FineTune) -> dict[str, Labelled]:
@@ -59,7 +75,8 @@ def splits_of(plan: FineTune) -> dict[str, Labelled]:
     )
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
+    """Make a folder; a ValueError if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,13 +92,14 @@ def _training(plan: FineTune, splits: Mapping[str, Labelled]) -> Training:
             f"Fine-tuning runs in one process but accelerate started {accelerator.num_processes}. Start tlprune "
             "itself, without accelerate launch."
         )
-    model, tokenizer, new = _pretrained(plan.model, splits["train"])
-    train_part(model, plan.trained, new=new, rank=plan.rank)
+    model, tokenizer, new = pretrained(plan.model, splits["train"])
+    cut = cut_by_file(model, plan.circuit)
+    train_part(model, plan.trained, new=new, rank=plan.rank, removed=cut.removed)
     by = described(plan.task).best_by
-    return Training(model, tokenizer, splits, plan, by=by, accelerator=accelerator)
+    return Training(model, tokenizer, splits, plan, by=by, accelerator=accelerator, cut=cut)
 
 
-def _pretrained(name: str, examples: Labelled) -> tuple[Any, Any, frozenset[str]]:
+def pretrained(name: str, examples: Labelled) -> tuple[Any, Any, frozenset[str]]:
     """A model with a classifier for these classes, new where it has none, its tokenizer, and what of it is new."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -101,9 +119,9 @@ def _pretrained(name: str, examples: Labelled) -> tuple[Any, Any, frozenset[str]
     return model.float(), tokenizer, frozenset(told["missing_keys"])
 
 
-def _run(training: Training, plan: FineTune) -> dict[str, Any]:
-    descend(training, plan, plan.fixed() | {"data": fingerprints(training)})
-    return _finish(training, plan)
+def settings_of(training: Training) -> dict[str, Any]:
+    """What decides the result of a run."""
+    return training.plan.fixed() | {"data": fingerprints(training), "circuit": training.cut.digest}
 
 
 def fingerprints(training: Training) -> dict[str, str]:
@@ -112,7 +130,7 @@ def fingerprints(training: Training) -> dict[str, str]:
 
 
 def descend(training: Training, plan: FineTune, settings: Mapping[str, Any]) -> None:
-    """Take all steps, from the checkpoint on if there is one, and write their records.
+    """Take all steps, or as many as patience allows, from the checkpoint on if there is one, and write their records.
 
     Args:
         training: before its first step.
@@ -125,7 +143,7 @@ def descend(training: Training, plan: FineTune, settings: Mapping[str, Any]) -> 
     _keep_lines(out / METRICS, training.done)
     bar = tqdm(total=training.steps, initial=training.done, disable=not sys.stderr.isatty(), unit="step")
     with bar, open(out / METRICS, "a", encoding="utf-8") as file:
-        while training.done < training.steps:
+        while not training.finished:
             record = training.step()
             if plan.measured(training.done, count):
                 record["dev"] = known(training.measure(out))
@@ -134,7 +152,7 @@ def descend(training: Training, plan: FineTune, settings: Mapping[str, Any]) -> 
             bar.update()
             if plan.keep_every and training.done % plan.keep_every == 0:
                 _write(training, plan.out / f"step-{training.done}")
-            if training.done % plan.checkpoint_every == 0 or training.done == training.steps:
+            if training.done % plan.checkpoint_every == 0 or training.finished:
                 training.save(out, settings)
 
 
@@ -161,7 +179,7 @@ def _finish(training: Training, plan: FineTune) -> dict[str, Any]:
 
 def _write(training: Training, folder: Path) -> None:
     """The model as it is now, adapters built in, with its tokenizer, in Hugging Face format."""
-    plain(training.own).save_pretrained(folder)
+    plain(training.own, training.cut.removed).save_pretrained(folder)
     training.tokenizer.save_pretrained(folder)
 
 
@@ -178,8 +196,9 @@ def _facts(training: Training, plan: FineTune) -> dict[str, Any]:
             "classes": list(splits["train"].classes),
         },
         "settings": {name: value for name, value in plan.fixed().items() if name != "task"},
-        "trained_parameters": trained_parameters(training.own),
-        "steps": training.steps,
+        "circuit": training.cut.facts(plain(training.own, training.cut.removed)),
+        "trained_parameters": trained_parameters(training.own, training.cut.removed),
+        "steps": training.done,
         "best_step": training.best.step,
         "best_by": training.by,
         "device": str(training.accelerator.device),
@@ -203,6 +222,8 @@ def summary(plan: FineTune, facts: Mapping[str, Any]) -> str:
     for name, count in (("dev", counts["validation"]), ("test", counts["test"])):
         shown = ", ".join(f"{figure} {_number(value)}" for figure, value in facts[name].items())
         lines.append(f"{name} ({count:,}): {shown}")
+    if facts["circuit"]:
+        lines.append(described_cut(facts["circuit"]))
     return "\n".join([*lines, f"wrote the model, its tokenizer, {METRICS} and {PROVENANCE} to {plan.out}/"])
 
 

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlprune.finetuning.adapting import linear_layers, peft_package
+from tlprune.finetuning.adapting import keep_out, linear_layers, peft_package
 from tlprune.finetuning.plan import Part
+from tlprune.finetuning.removing import NOTHING, Removed, empty
 from tlprune.models.checkpoints import unfilled
 
 
-def train_part(model: Any, part: Part, *, new: Collection[str] = (), rank: int = 8) -> None:
+def train_part(model: Any, part: Part, *, new: Collection[str] = (), rank: int = 8, removed: Removed = NOTHING) -> None:
     """Let one part of a classifier collect gradients, and give it adapters if that is the part.
+
+    Removed weights stay 0 whatever the part is. No update is added to them, and a factor leaves 0 as it is.
 
     The head is always trained: what a classifier has beside its trunk, and what of the trunk is new because the
     checkpoint lacks it, as it may BERT's pooler.
@@ -29,6 +32,7 @@ def train_part(model: Any, part: Part, *, new: Collection[str] = (), rank: int =
         part: which.
         new: names of parameters that no checkpoint had.
         rank: of updates.
+        removed: weights that are 0 and stay it, by names of parameters.
 
     Raises:
         ValueError: the trunk has no biases, or peft does not know where IA3 goes.
@@ -59,6 +63,7 @@ def train_part(model: Any, part: Part, *, new: Collection[str] = (), rank: int =
         _adapt(trunk, part, rank)
     for parameter in head:
         parameter.requires_grad_()
+    keep_out(model, removed)
 
 
 def _head(model: Any, new: Collection[str]) -> list[nn.Parameter]:
@@ -106,8 +111,13 @@ def _factors(peft: Any, trunk: Any, *, transposed: bool) -> Any:
 
 
 @torch.no_grad()
-def plain(model: Any) -> Any:
-    """The model itself, or, where it has adapters, a new one of its stock class with these built into its weights."""
+def plain(model: Any, removed: Removed = NOTHING) -> Any:
+    """The model itself, or, where it has adapters, a new one of its stock class with these built into its weights.
+
+    Args:
+        model: a Hugging Face model after :func:`train_part`.
+        removed: weights that stay 0 when updates are built in.
+    """
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_base_layer")}
     if not adapted:
         return model
@@ -117,6 +127,7 @@ def plain(model: Any) -> Any:
         state |= {f"{name}.{own}": value for own, value in _merged(module).items()}
     built = unfilled(type(model), copy.deepcopy(model.config), dtype=model.dtype)
     built.load_state_dict(state)
+    empty(built, removed)
     return built.to(model.device).eval()
 
 
@@ -126,6 +137,8 @@ def _merged(layer: Any) -> dict[str, Tensor]:
     return layer.get_base_layer().state_dict()
 
 
-def trained_parameters(model: nn.Module) -> int:
-    """How many numbers a fine-tuning may change."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def trained_parameters(model: nn.Module, removed: Removed = NOTHING) -> int:
+    """How many numbers a fine-tuning may change; those that are held at 0 are none of them."""
+    free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = sum(int(where.sum()) for name, where in removed.items() if name in free)
+    return sum(parameter.numel() for parameter in free.values()) - held

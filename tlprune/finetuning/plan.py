@@ -13,7 +13,7 @@ import torch
 
 Part = Literal["full", "head", "bitfit", "lora", "ia3"]
 # What may differ between a run and the one that goes on after it.
-FREE = ("out", "data_dir", "checkpoint_every", "keep_every", "device")
+FREE = ("out", "data_dir", "circuit", "checkpoint_every", "keep_every", "device")
 # Highest rates that are usual for each part; of IA3 its authors'.
 RATES: dict[Part, float] = {"full": 5e-5, "head": 1e-3, "bitfit": 1e-3, "lora": 2e-4, "ia3": 3e-3}
 _POOL = 50  # batches whose examples are sorted by length together
@@ -42,15 +42,20 @@ class FineTune:
             this and low-rank updates of the matrices within blocks; ia3: this and factors of keys, values and neurons
             (both need peft). Adapters are built into the weights of the model that is written.
         rank: of low-rank updates.
+        circuit: file of a circuit over weights of this classifier. What it does not keep is 0 from the first step to
+            the model that is written, and tlprune.json says so.
         rate: highest learning rate, of AdamW; by default 5e-5 of everything, 1e-3 of a head or biases, 2e-4 of updates,
             3e-3 of factors.
+        betas: decay of the means of gradients and of their squares.
         batch_size: examples per step.
         epochs: passes through the training examples.
-        warmup: share of the steps in which the rate rises; it then falls linearly to 0.
+        warmup: share of the steps in which the rate rises.
+        decay: linear: from there on it falls to 0; none: it stays.
         weight_decay: of all but biases and norms.
-        clip: largest gradient norm.
+        clip: largest gradient norm, of weights that are not held at 0; None for any.
         max_length: tokens per prompt; longer ones are cut.
         evaluations: measurements on dev per epoch.
+        patience: stop after so many measurements in a row that are no better than the best; never by default.
         checkpoint_every: steps between checkpoints, the most that a killed process loses.
         keep_every: steps between models that stay, in folders ``step-100`` and so on of ``out``: how a behaviour comes
             about. None by default.
@@ -70,14 +75,18 @@ class FineTune:
     seed: int = 0
     trained: Part = "full"
     rank: int = 8
+    circuit: Path | None = None
     rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
     batch_size: int = 32
     epochs: int = 3
     warmup: float = 0.06
+    decay: Literal["linear", "none"] = "linear"
     weight_decay: float = 0.01
-    clip: float = 1.0
+    clip: float | None = 1.0
     max_length: int = 128
     evaluations: int = 2
+    patience: int | None = None
     checkpoint_every: int = 200
     keep_every: int | None = None
     precision: Literal["no", "bf16"] = "no"
@@ -87,8 +96,11 @@ class FineTune:
         for name in ("batch_size", "epochs", "evaluations", "checkpoint_every", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 but is {getattr(self, name)}. Give a larger number.")
-        if self.keep_every is not None and self.keep_every < 1:
-            raise ValueError(f"keep_every must be at least 1 but is {self.keep_every}. Leave it out to keep none.")
+        for name, without in (("keep_every", "to keep none"), ("patience", "to take all steps")):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 but is {value}. Leave it out {without}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers from 0 to below 1 but are {self.betas}. Give (0.9, 0.999).")
         if not 0 < self.highest_rate < 1 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"rate must lie between 0 and 1, and warmup be a share of the steps, but they are {self.highest_rate} "
@@ -103,7 +115,7 @@ class FineTune:
     def fixed(self) -> dict[str, Any]:
         """Settings that decide the result, as plain data."""
         found = {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
-        found["rate"] = self.highest_rate
+        found |= {"rate": self.highest_rate, "betas": list(self.betas)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
     def steps(self, examples: int) -> int:
@@ -114,7 +126,7 @@ class FineTune:
         return math.ceil(examples / self.batch_size)
 
     def factor(self, step: int, steps: int) -> float:
-        """What the rate is multiplied with in a step, from 0: up in the warm-up, then down to nearly 0.
+        """What the rate is multiplied with in a step, from 0: up in the warm-up, then down to nearly 0, or 1.
 
         Example:
             >>> plan = FineTune("bert", Path("out"), warmup=0.5)
@@ -122,7 +134,9 @@ class FineTune:
             [0.5, 1.0, 1.0, 0.5]
         """
         rising = math.ceil(self.warmup * steps)
-        return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
+        if step < rising:
+            return (step + 1) / rising
+        return 1.0 if self.decay == "none" else (steps - step) / (steps - rising)
 
     def measured(self, step: int, examples: int) -> bool:
         """Whether dev is measured after so many steps: so often per epoch, its end always."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +21,8 @@ from tlprune.models.export import to_huggingface, way_back, written
 from tlprune.sites import Weights
 
 Removed = Mapping[str, Bool[Tensor, "..."]]
+NOTHING: Removed = MappingProxyType({})
+WITHIN = ("blocks.", "pooler.")
 
 
 def without(model: Any, circuit: Circuit | None) -> tuple[Any, dict[str, Tensor]]:
@@ -24,13 +30,13 @@ def without(model: Any, circuit: Circuit | None) -> tuple[Any, dict[str, Tensor]
 
     Args:
         model: a TransformerLens model that came from Hugging Face.
-        circuit: of weights, rows or columns within blocks; ``None`` takes nothing out.
+        circuit: of weights, rows or columns within blocks or of a pooler; ``None`` takes nothing out.
 
     Returns:
         The model, in which these weights are 0, and for each of its parameters that has some which of them they are.
 
     Raises:
-        ValueError: the circuit is not of weights of this model's blocks alone.
+        ValueError: the circuit is not of weights of this model's blocks and pooler alone.
 
     Example:
         >>> import tlprune as tp
@@ -43,16 +49,37 @@ def without(model: Any, circuit: Circuit | None) -> tuple[Any, dict[str, Tensor]
         0.0
     """
     exported = to_huggingface(model)
-    removed = {} if circuit is None else _places(model, circuit)
-    parameters = dict(exported.named_parameters())
-    with torch.no_grad():
-        for name, where in removed.items():
-            parameters[name].masked_fill_(where.to(parameters[name].device), 0.0)
+    removed = {} if circuit is None else places_of(model, circuit)
+    empty(exported, removed)
     return exported, removed
 
 
-def _places(model: Any, circuit: Circuit) -> dict[str, Tensor]:
-    """Where the weights lie in Hugging Face's tensors: there two models differ that differ in these weights alone."""
+@torch.no_grad()
+def empty(module: nn.Module, removed: Removed) -> None:
+    """Set weights to 0, in place.
+
+    Args:
+        module: a transformers model.
+        removed: which of them, by names of its parameters.
+    """
+    parameters = dict(module.named_parameters())
+    for name, where in removed.items():
+        parameters[name].masked_fill_(where.to(parameters[name].device), 0.0)
+
+
+def places_of(model: Any, circuit: Circuit) -> dict[str, Tensor]:
+    """Where the weights that a circuit keeps lie in the tensors of Hugging Face, by names of its parameters.
+
+    There two exported models differ that differ in these weights alone, so no second table of names is needed: what
+    exports a model, q, k and v in one matrix or a pooler within RoBERTa's classifier, also says where its weights go.
+
+    Args:
+        model: a TransformerLens model that came from Hugging Face.
+        circuit: of weights, rows or columns within blocks or of a pooler.
+
+    Raises:
+        ValueError: the circuit is not of weights of this model's blocks and pooler alone.
+    """
     masks = _masks(model, circuit)
     backend = backend_of(model)
     config, write = way_back(model, backend, None)
@@ -68,10 +95,13 @@ def _places(model: Any, circuit: Circuit) -> dict[str, Tensor]:
 
 def _masks(model: Any, circuit: Circuit) -> dict[str, Tensor]:
     group = circuit.sites.groups[0] if len(circuit.sites.groups) == 1 else None
-    if not isinstance(group, Weights) or not all(matrix.name.startswith("blocks.") for matrix in group.matrices):
+    matrices = group.matrices if isinstance(group, Weights) else ()
+    strange = [matrix.name for matrix in matrices if not matrix.name.startswith(WITHIN)]
+    if not isinstance(group, Weights) or strange:
+        among = f", {strange[0]} among them" if strange else ""
         raise ValueError(
-            f"What is removed before fine-tuning must be weights within blocks but the circuit is of {circuit.sites}, "
-            "or has embeddings among them. Find one with tp.KnowledgeSubnetwork."
+            "What is removed before fine-tuning must be weights within blocks or of a pooler but the circuit is of "
+            f"{circuit.sites}{among}. Find one over tp.weights(model, 'blocks.*.W_*|blocks.*.b_*|pooler.*') or fewer."
         )
     check_sites(circuit.sites, backend_of(model))
     check_model(backend_of(model), circuit, Zero())
@@ -91,8 +121,23 @@ def hold(module: nn.Module, removed: Removed) -> None:
     """
     for name, parameter in module.named_parameters():
         if name in removed and parameter.requires_grad:
-            parameter.register_hook(_gradient_hold(removed[name].to(parameter.device)))
+            parameter.register_hook(_gradient_hold(removed[name]))
 
 
 def _gradient_hold(where: Tensor) -> Any:
-    return lambda gradient: gradient.masked_fill(where.to(gradient.device), 0.0)
+    there = lru_cache(1)(where.to)  # parameters move to their device after the hook is set
+    return lambda gradient: gradient.masked_fill(there(gradient.device), 0.0)
+
+
+def circuit_hash(circuit: Circuit) -> str:
+    """Of its sites and of which are kept, whatever its provenance.
+
+    Example:
+        >>> import tlprune as tp
+        >>> sites = tp.weights(tp.load("testbed", device="cpu"), "blocks.0.mlp.W_in")
+        >>> one, other = (tp.Circuit.from_names(sites, [f"blocks.0.mlp.W_in[{place}]"]) for place in ("2,5", "2,6"))
+        >>> circuit_hash(one) == circuit_hash(other), circuit_hash(one) == circuit_hash(one & one)
+        (False, True)
+    """
+    sites = json.dumps(circuit.sites.as_dict()).encode()
+    return hashlib.sha256(sites + circuit.kept.cpu().numpy().tobytes()).hexdigest()[:16]

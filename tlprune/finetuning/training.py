@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tlprune.files import read_tensors, write_tensors
+from tlprune.finetuning.cutting import WHOLE, Cut
 from tlprune.finetuning.measuring import figures_of, inputs_of, loss_of, outputs_on
 from tlprune.finetuning.plan import FineTune, batches
 from tlprune.finetuning.resuming import (
@@ -37,15 +38,24 @@ class Training:
         plan: the settings.
         by: the figure that is to be high on dev.
         accelerator: of ``accelerate``: places the model, its precision and its backward pass.
+        cut: what of the model is held at 0.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, splits: Mapping[str, Examples], plan: FineTune, *, by: str, accelerator: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        splits: Mapping[str, Examples],
+        plan: FineTune,
+        *,
+        by: str,
+        accelerator: Any,
+        cut: Cut = WHOLE,
     ) -> None:
         self.plan, self.tokenizer, self.splits, self.by, self.accelerator = plan, tokenizer, splits, by, accelerator
-        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.highest_rate)
+        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.highest_rate, betas=plan.betas)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
-        self.own, self.adam = model, optimiser
+        self.own, self.adam, self.cut = model, optimiser, cut
         self.rows = {name: self.encoded(name) for name in ("train", "validation")}
         self.steps = plan.steps(len(splits["train"]))
         self.order = lru_cache(1)(self._order)
@@ -58,6 +68,18 @@ class Training:
     def _order(self, epoch: int) -> list[list[int]]:
         lengths = [len(row) for row in self.rows["train"]]
         return batches(lengths, self.plan.batch_size, seed=self.plan.seed, epoch=epoch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken, or none has made a difference for as long as the plan waits."""
+        return self.done >= self.steps or (self.plan.patience is not None and self._stale >= self.plan.patience)
+
+    @property
+    def _stale(self) -> int:
+        """Measurements since the best one; a run that goes on counts them again."""
+        count = len(self.splits["train"])
+        since = range(self.best.step + 1, self.done + 1) if self.best.step else ()
+        return sum(self.plan.measured(step, count) for step in since)
 
     def step(self) -> dict[str, Any]:
         """Take the next step and return its record."""
@@ -83,7 +105,8 @@ class Training:
             )
         self.optimiser.zero_grad()
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        if self.plan.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         self.optimiser.step()
         return value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tlprune.finetuning.choice_training import choice_training, new_chooser
 from tlprune.finetuning.choosing import encode_choices, likelihoods_on
 from tlprune.finetuning.command import descend, fingerprints
 from tlprune.finetuning.plan import FineTune
-from tlprune.finetuning.removing import without
+from tlprune.finetuning.removing import circuit_hash, without
 from tlprune.finetuning.training import clear
 from tlprune.knowledge.baselines import knowledge_baseline
 from tlprune.knowledge.downstream_plan import VARIANTS, DownstreamPlan, Variant, Way
@@ -156,11 +155,10 @@ def _circuit_of(model: Any, circuit: Circuit, run: _Run) -> Circuit | None:
 def _settings(
     model: Any, circuit: Circuit, splits: Mapping[str, Questions], plan: DownstreamPlan, run: _Run
 ) -> dict[str, Any]:
-    sites = json.dumps(circuit.sites.as_dict()).encode()
     found = {
         **plan.fixed(),
         "model": backend_of(model).fingerprint(),
-        "circuit": hashlib.sha256(sites + circuit.kept.numpy().tobytes()).hexdigest()[:16],
+        "circuit": circuit_hash(circuit),
         "questions": {name: one.fingerprint for name, one in splits.items()},
         "run": run.name,
     }
