@@ -307,6 +307,8 @@ def test_a_curve_as_data_and_as_a_figure(model: Any) -> None:
     assert "4.17%" in str(curve)
     assert "1 trial with 2 draws" in str(curve)
     figure = curve.plot()
+    told = f"<sup>{curve.examples} examples; bands: 95% over examples, worst to best of 2 runs</sup>"
+    assert figure.layout.title.text.endswith(told)
     lines = {line.name: line for line in figure.data if line.name}
     assert [*lines["skill neurons"].y] == [point.skill.value for point in curve.of()]
     assert [*lines["random neurons"].x] == pytest.approx([0, 100 * TWO])

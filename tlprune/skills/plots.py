@@ -40,17 +40,30 @@ def perturbation_chart(found: PerturbationCurve, figure: str) -> Any:
         line = {"mode": "lines", "line": _GREY, "name": "most frequent answer"}
         chart.add_scatter(x=[across[0], across[-1]], y=[found.chance] * 2, **line)
     title = f"{found.task} with neurons perturbed ({_words(found.ablation['name'])})"
+    title += f"<br><sup>{found.examples:,} examples; {_bands(points[0])}</sup>"
     axes = {"xaxis_title": f"neurons perturbed in {_range(found.layers)}, %", "yaxis_title": _words(figure)}
     return chart.update_layout(template=TEMPLATE, title=title, hovermode="x", **axes)
 
 
 def _band(point: Perturbed, part: str) -> tuple[float, float]:
     """From the worst to the best run; of a single run its interval over examples."""
-    runs = point.skill_runs if part == "skill" else [value for trial in point.random_runs for value in trial]
+    runs = _runs(point, part)
     if len(runs) > 1:
         return min(runs), max(runs)
     own = getattr(point, part)
     return own.low, own.high
+
+
+def _bands(point: Perturbed) -> str:
+    """What the bands are: those of runs on the same examples are narrower than what chance in the examples does."""
+    counts = [len(_runs(point, part)) for part in ("skill", "random")]
+    return "bands: " + ", ".join(f"worst to best of {n} runs" if n > 1 else "95% over examples" for n in counts)
+
+
+def _runs(point: Perturbed, part: str) -> list[float]:
+    if part == "skill":
+        return list(point.skill_runs)
+    return [value for trial in point.random_runs for value in trial]
 
 
 def task_map(
