@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.atp import AtP as AtP
+    from tlprune.methods.compression import density_for as density_for
     from tlprune.methods.criteria import SNIP as SNIP
     from tlprune.methods.criteria import GradCAM as GradCAM
     from tlprune.methods.criteria import Magnitude as Magnitude
@@ -98,7 +99,6 @@ if TYPE_CHECKING:
     from tlprune.methods.criteria import SmoothGrad as SmoothGrad
     from tlprune.methods.criteria import SmoothGradCAM as SmoothGradCAM
     from tlprune.methods.criteria import Wanda as Wanda
-    from tlprune.methods.compression import density_for as density_for
     from tlprune.methods.eap import EAP as EAP
     from tlprune.methods.eap_ig import EAPIG as EAPIG
     from tlprune.methods.edge_pruning import EdgePruning as EdgePruning
