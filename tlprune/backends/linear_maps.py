@@ -30,14 +30,11 @@ class Spot:
 
     def hook(self, function: Callable[[Tensor], Tensor | None]) -> Any:
         """Call ``function`` with the value in each run; what it returns, if anything, takes the value's place."""
+        module: Any = self.module  # its hooks are typed for one of several signatures
         if self.side == "out":
-            return self.module.register_forward_hook(lambda module, inputs, output: function(output))
-
-        def before(module: Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            return _replaced(function, inputs, named)
-
-        register: Any = self.module.register_forward_pre_hook  # typed for hooks without named arguments
-        return register(before, with_kwargs=True)
+            return module.register_forward_hook(lambda module, inputs, output: function(output))
+        replace = lambda module, inputs, named: _replaced(function, inputs, named)  # noqa: E731
+        return module.register_forward_pre_hook(replace, with_kwargs=True)
 
     def of(self, value: Tensor) -> Tensor:
         return value[:, 0] if self.first else value
