@@ -19,11 +19,11 @@ PRUNABLE = "blocks.*.W_*|blocks.*.b_*|pooler.*"
 
 def saved_classifier(folder: Path, trunk: Path, **settings: Any) -> Path:
     """A random classifier of the shape of a BERT in a folder, with its tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = BertForSequenceClassification(AutoConfig.from_pretrained(trunk, **settings))
+        model = BertForSequenceClassification(BertConfig.from_pretrained(trunk, **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -57,7 +57,8 @@ class Size:
 
     def score(self, model: Any, task: Any) -> Scores:
         sites, parameters = tp.weights(model, self.pattern), backend_of(model).parameters()
-        sizes = [parameters[matrix.name].detach().abs().flatten() for matrix in sites.groups[0].matrices]
+        group: Any = sites.groups[0]
+        sizes = [parameters[matrix.name].detach().abs().flatten() for matrix in group.matrices]
         return Scores(sites, self.sign * torch.cat(sizes), {"model": backend_of(model).fingerprint()})
 
 

@@ -109,7 +109,7 @@ def test_removed_weights_are_zero_after_each_of_100_steps(pruned: FineTune, monk
     assert not zeros_where(before, removed)
     for name, where in removed.items():
         assert float((seen[100][name] != before[name])[~where].double().mean()) > 0.99
-    circuit = tp.Circuit.load(pruned.circuit)
+    circuit = tp.Circuit.load(str(pruned.circuit))
     count = len(circuit.sites) - len(circuit)
     expected = {"hash": circuit_hash(circuit), "weights": len(circuit.sites), "removed": count, "zero": count}
     assert facts["circuit"] == expected | {"sparsity": count / len(circuit.sites)}
@@ -257,4 +257,4 @@ def test_a_rate_may_stay(plan: FineTune) -> None:  # noqa: F811
 
 def test_the_command_says_what_is_held(pruned: FineTune, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(pruned, "--circuit", str(pruned.circuit))) == 0
-    assert f"of circuit {circuit_hash(tp.Circuit.load(pruned.circuit))} are held at 0" in capsys.readouterr().out
+    assert f"of circuit {circuit_hash(tp.Circuit.load(str(pruned.circuit)))} are held at 0" in capsys.readouterr().out
