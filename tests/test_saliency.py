@@ -176,3 +176,34 @@ def test_noise_that_is_none_is_refused(settings: dict[str, Any], message: str) -
     for kind in (tp.SmoothGrad, tp.SmoothGradCAM):
         with pytest.raises(ValueError, match=message):
             kind(**settings)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "output"])
+def test_weights_compete_within_their_scope(scope: Any) -> None:
+    planted = tp.planted("copy")
+    method = tp.Saliency(criterion=tp.Magnitude(), scope=scope, density=0.3)
+    scores, circuit = method.score(planted.model, planted.task), method.find(planted.model, planted.task)
+    assert len(circuit) == round(0.3 * len(circuit.sites))
+    weights = circuit.sites.group("weights")
+    assert isinstance(weights, Weights)
+    kept, values = (tensor.split(weights.sizes) for tensor in (circuit.kept, scores.values))
+    shares = [float(part.double().mean()) for part in kept]
+    if scope == "global":
+        assert max(shares) - min(shares) > 0.1
+        assert float(scores.values[circuit.kept].min()) >= float(scores.values[~circuit.kept].max())
+    else:
+        for part, share in zip(kept, shares, strict=True):
+            assert abs(share * len(part) - 0.3 * len(part)) < (1 if scope == "layer" else len(part) / 2)
+    if scope == "layer":
+        for part, own in zip(kept, values, strict=True):
+            assert float(own[part].min()) >= float(own[~part].max())
+
+
+def test_a_compression_keeps_what_leaves_so_many_parameters() -> None:
+    planted = tp.planted("copy")
+    total = sum(value.numel() for value in planted.model.parameters())
+    circuit = tp.Saliency(criterion=tp.Magnitude(), compression=1.2).find(planted.model, planted.task)
+    remaining = total - len(circuit.sites) + len(circuit)
+    assert total / remaining == pytest.approx(1.2, rel=1e-3)
+    with pytest.raises(ValueError, match="most|reach|largest"):
+        tp.Saliency(criterion=tp.Magnitude(), compression=1e6).find(planted.model, planted.task)

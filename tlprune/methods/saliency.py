@@ -15,17 +15,19 @@ from tlprune.masking.ablation import Ablation, Zero
 from tlprune.masking.installing import refuse_installed
 from tlprune.masking.sites import prunable
 from tlprune.methods.ablations import ablation_for
+from tlprune.methods.compression import density_for
 from tlprune.methods.criteria import Criterion, GradCAM
 from tlprune.methods.effects import check_batch_size
 from tlprune.methods.provenance import provenance_of
 from tlprune.methods.saliency_pass import passed_over
 from tlprune.methods.scoring import Scoring, check_numbers
 from tlprune.scores import Scores
-from tlprune.selection import Selection, Top
+from tlprune.selection import PerOutput, PerTensor, Selection, Top
 from tlprune.sites import Sites, Weights
 from tlprune.task import Discovery, Task
 
 Scope = Literal["layer", "global", "output"]
+SELECTIONS: dict[Scope, Selection] = {"layer": PerTensor(), "global": Top(), "output": PerOutput()}
 DENSITY = 0.5  # what is kept unless a setting says otherwise
 
 
@@ -130,9 +132,12 @@ class Saliency(Scoring):
         """
         if self.compression is None:
             return self.count(sites)
-        from tlprune.methods.compression import density_for
-
         return round(density_for(model, sites, self.compression) * len(sites))
+
+    @property
+    def selection(self) -> Selection:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What lets the weights of the scope compete."""
+        return SELECTIONS[self.scope]
 
     @property
     def most(self) -> int:
@@ -159,7 +164,7 @@ class Saliency(Scoring):
             model: that was scored.
             scores: of its prunable weights.
         """
-        return selection_of(self.scope).select(scores, self.kept_of(model, scores.sites))
+        return self.selection.select(scores, self.kept_of(model, scores.sites))
 
     def find(
         self, model: Any, task: Task | Discovery, *, ablation: Ablation | None = None, progress: bool = False
@@ -172,15 +177,6 @@ class Saliency(Scoring):
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
     ) -> Float[Tensor, "site"]:
         return self.score(model, discovery, ablation=ablation, progress=progress).values
-
-
-def selection_of(scope: Scope) -> Selection:
-    """The selection that lets weights of a scope compete."""
-    if scope == "global":
-        return Top()
-    from tlprune.selection.within import PerOutput, PerTensor
-
-    return PerTensor() if scope == "layer" else PerOutput()
 
 
 def saliency_scores(
