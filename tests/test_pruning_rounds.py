@@ -183,3 +183,10 @@ def test_densities_must_fall(bad: tuple[float, ...]) -> None:
         PruningPlan("bert", Path("out"), begin="back")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Rounds need a last density"):
         falling(1.0, rounds=2)
+
+
+def test_a_strategy_of_one_shot_pruning_cuts_a_ticket(ticket: PruningPlan) -> None:
+    run = prune_and_finetune(ticket, tp.saliency_strategy("LayerGradCAMShift", batches=2))
+    (circuit,) = run.circuits
+    assert len(circuit) == round(0.4 * len(circuit.sites))
+    assert circuit.provenance["method"]["class"] == "Saliency"

@@ -205,5 +205,5 @@ def test_a_compression_keeps_what_leaves_so_many_parameters() -> None:
     circuit = tp.Saliency(criterion=tp.Magnitude(), compression=1.2).find(planted.model, planted.task)
     remaining = total - len(circuit.sites) + len(circuit)
     assert total / remaining == pytest.approx(1.2, rel=1e-3)
-    with pytest.raises(ValueError, match="most|reach|largest"):
+    with pytest.raises(ValueError, match="lies between 1 and"):
         tp.Saliency(criterion=tp.Magnitude(), compression=1e6).find(planted.model, planted.task)
