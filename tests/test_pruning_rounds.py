@@ -189,4 +189,5 @@ def test_a_strategy_of_one_shot_pruning_cuts_a_ticket(ticket: PruningPlan) -> No
     run = prune_and_finetune(ticket, tp.saliency_strategy("LayerGradCAMShift", batches=2))
     (circuit,) = run.circuits
     assert len(circuit) == round(0.4 * len(circuit.sites))
-    assert circuit.provenance["method"]["class"] == "Saliency"
+    (found,) = circuit.provenance["of"]
+    assert found["method"]["name"] == "saliency"
