@@ -74,7 +74,9 @@ def per_tensor(matrix: Matrix, place: tuple[int, ...]) -> Any:
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
-@pytest.mark.parametrize(("selection", "pool"), [(tp.PerTensor(), per_tensor), (tp.PerOutput(), per_output)], ids=["tensor", "output"])
+@pytest.mark.parametrize(
+    ("selection", "pool"), [(tp.PerTensor(), per_tensor), (tp.PerOutput(), per_output)], ids=["tensor", "output"]
+)
 def test_each_pool_keeps_its_share_of_the_best(selection: Any, pool: Any, ties: bool) -> None:
     for seed, count in enumerate(COUNTS):
         scores = draw(seed, ties=ties)
