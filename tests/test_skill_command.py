@@ -88,9 +88,10 @@ def test_mask_draws_the_curve(folder: Path, tmp_path: Path) -> None:
 
 def test_prune_writes_a_smaller_model_that_loads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["skill", "prune", str(folder), "--keep", "0.1", "--layers", "2", "3", "--rounds", "0", "--device", "cpu"]
-    words.append("--retune")
+    words += ["--retune", "--retune-steps", "1"]
     assert main(words) == 0
-    assert len(list((folder / "pruned" / "retuned").glob("*/prompt.safetensors"))) == 2
+    retuned = sorted((folder / "pruned" / "retuned").glob("*/prompt.safetensors"))
+    assert [tp.Prompt.load(one.parent).record["settings"]["steps"] for one in retuned] == [1, 1]
     assert {"whole", "pruned", "retuned"} == {
         *json.loads((folder / "pruned" / "skill-pruning.json").read_text())["accuracy"]
     }

@@ -226,31 +226,32 @@ def test_settings_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_neuron_is_read_out_with_its_own_threshold_and_direction() -> None:
     model, labelled = model_of("llama"), task("llama")
     found = tp.SkillNeurons().predictivity(model, labelled, prompts=prompts("llama"))
+    options: dict[str, Any] = {"neurons": [f"m1.n{neuron}" for neuron in range(4)], "prompts": prompts("llama")}
+    validation, every = labelled.discovery.validation(), found.predictivities[0, :, 1, :, :4]
+    assert torch.allclose(tp.neuron_accuracy(model, validation, found, **options), every.amax(1).T)
+    assert torch.allclose(tp.neuron_accuracy(model, validation, found, positions=1, **options), every[:, 1].T)
+    accuracy = tp.neuron_accuracy(model, labelled.test, found, **options)
     for neuron in range(4):  # of both directions
-        options: dict[str, Any] = {"neuron": f"m1.n{neuron}", "prompts": prompts("llama")}
-        known = found.predictivities[0, :, 1, :, neuron]
-        on_validation = tp.neuron_accuracy(model, labelled.discovery.validation(), found, **options)
-        assert torch.allclose(on_validation, known.amax(1))
-        at_one = tp.neuron_accuracy(model, labelled.discovery.validation(), found, positions=1, **options)
-        assert torch.allclose(at_one, known[:, 1])
+        known = every[..., neuron]
         for trial, prompt in enumerate(prompts("llama")):
             with prompt.attached(model):
                 values = activations(model, labelled.test, "prompt")[1, :, :, neuron]
             place = int(known[trial].argmax())
             fires = values[:, place] > found.baseline[trial, 1, place, neuron]
             right = (fires == found.for_second[0, trial, 1, place, neuron]) == (labelled.test.answers[:, 0] == 9)
-            accuracy = tp.neuron_accuracy(model, labelled.test, found, **options)
-            assert float(accuracy[trial]) == pytest.approx(float(right.double().mean()))
+            assert float(accuracy[neuron, trial]) == pytest.approx(float(right.double().mean()))
     both = found.for_second[0, :, 1, :, :4]
     assert both.any() and not both.all()
 
 
-def test_activations_of_one_neuron_are_those_of_the_model() -> None:
+def test_activations_of_neurons_are_those_of_the_model() -> None:
     model, batch = model_of("gpt2"), task("gpt2").test
-    found = tp.neuron_activations(model, batch, "m1.n2", prompts=prompts("gpt2"), batch_size=5)
-    for values, prompt in zip(found, prompts("gpt2"), strict=True):
+    found = tp.neuron_activations(model, batch, ["m1.n2", "m0.n5"], prompts=prompts("gpt2"), batch_size=5)
+    for trial, prompt in enumerate(prompts("gpt2")):
         with prompt.attached(model):
-            assert torch.allclose(values, activations(model, batch, "prompt")[1, :, :, 2], atol=1e-10)
+            expected = activations(model, batch, "prompt")
+        for values, (layer, number) in zip(found[:, trial], ((1, 2), (0, 5)), strict=True):
+            assert torch.allclose(values, expected[layer, :, :, number], atol=1e-10)
 
 
 @NEEDS_HOOKED_TRANSFORMER  # 4.x refuses stand-ins for tokenizers
@@ -385,16 +386,18 @@ def _shorter(batch: Batch) -> tp.Tokens:
 def test_a_read_out_needs_what_was_measured() -> None:
     model, labelled = model_of("gpt2"), task("gpt2")
     found = tp.SkillNeurons().predictivity(model, labelled, prompts=prompts("gpt2"))
-    options: dict[str, Any] = {"neuron": "m0.n1", "prompts": prompts("gpt2")}
+    options: dict[str, Any] = {"neurons": ["m0.n1"], "prompts": prompts("gpt2")}
     with pytest.raises(ValueError, match="thresholds for 2 prompts but got 1"):
-        tp.neuron_accuracy(model, labelled.test, found, neuron="m0.n1", prompts=prompts("gpt2")[:1])
+        tp.neuron_accuracy(model, labelled.test, found, neurons=["m0.n1"], prompts=prompts("gpt2")[:1])
     with pytest.raises(ValueError, match=r"'m9\.n1' is not a neuron of these sites"):
-        tp.neuron_accuracy(model, labelled.test, found, neuron="m9.n1", prompts=prompts("gpt2"))
+        tp.neuron_accuracy(model, labelled.test, found, neurons=["m9.n1"], prompts=prompts("gpt2"))
     with pytest.raises(ValueError, match="between 0 and 2, for so many were read, but is 4"):
         tp.neuron_accuracy(model, labelled.test, found, positions=4, **options)
     other = dataclasses.replace(labelled.test, answers=torch.full_like(labelled.test.answers, 3))
     with pytest.raises(ValueError, match="examples of these but got none"):
         tp.neuron_accuracy(model, other, found, **options)
+    with pytest.raises(ValueError, match="A list of neurons is needed"):
+        tp.neuron_activations(model, other, [], prompts=prompts("gpt2"))
 
 
 def test_activations_that_overflow_are_no_thresholds() -> None:

@@ -1,4 +1,4 @@
-"""Neurons read out: what one does on each example, how well it tells two classes, and what a prompt alone does."""
+"""Neurons read out: what each does, how well it alone tells two classes, and what a prompt does alone."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tlprune.task import Batch, Discovery, Task
 def neuron_activations(
     model: Any,
     examples: Batch,
-    neuron: str,
+    neurons: Sequence[str],
     *,
     probe: Probe = "prompt",
     prompts: Sequence[Prompt] = (),
     batch_size: int = 64,
-) -> Float[Tensor, "trial example prompt"]:
-    """What one neuron does on each example.
+) -> Float[Tensor, "neuron trial example prompt"]:
+    """What some neurons do on each example, from one run of it for each trial.
 
     Args:
         model: a TransformerLens model; left as it was.
         examples: whose clean prompts are run.
-        neuron: its name, ``"m3.n120"``.
+        neurons: their names, such as ``"m3.n120"``.
         probe: where it is read, as of :class:`~tlprune.SkillNeurons`.
         prompts: attached in turn, each a trial; without any the model runs as it is.
         batch_size: prompts per forward pass.
@@ -52,22 +52,25 @@ def neuron_activations(
 
         >>> import tlprune as tp
         >>> planted = tp.planted("sentiment")
-        >>> found = neuron_activations(planted.model, planted.task.test, planted.neurons[0], probe="answer")
+        >>> found = neuron_activations(planted.model, planted.task.test, planted.neurons[:1], probe="answer")
         >>> found.shape, found.round().unique().tolist()
-        (torch.Size([1, 64, 1]), [0.0, 1.0])
+        (torch.Size([1, 1, 64, 1]), [0.0, 1.0])
     """
     refuse_installed(model)
     backend = backend_of(model)
-    layer, place = _placed(neuron_sites(model), neuron)
+    places = _placed(neuron_sites(model), neurons)
     positions = count_of_positions(examples, probe, embedded_tokens(backend.embedding))
-    found = torch.empty(max(1, len(prompts)), len(examples), positions, dtype=backend.dtype)
-    for trial, prompt in zip(found, trials_of(prompts), strict=True):
+    found = torch.empty(len(places), max(1, len(prompts)), len(examples), positions, dtype=backend.dtype)
+    for trial, prompt in enumerate(trials_of(prompts)):
 
-        def take(_: int, rows: Tensor, read: Tensor, trial: Tensor = trial) -> None:
-            trial[rows] = read[..., place].to(trial)
+        def take(layer: int, rows: Tensor, read: Tensor, trial: int = trial) -> None:
+            for number, (own, place) in enumerate(places):
+                if own == layer:
+                    found[number, trial, rows] = read[..., place].to(found)
 
         with attached(model, prompt):
-            read_neurons(backend, examples, take, probe=probe, layers=[layer], batch_size=batch_size)
+            layers = sorted({layer for layer, _ in places})
+            read_neurons(backend, examples, take, probe=probe, layers=layers, batch_size=batch_size)
     return found
 
 
@@ -76,12 +79,12 @@ def neuron_accuracy(
     examples: Batch,
     found: Predictivity,
     *,
-    neuron: str,
+    neurons: Sequence[str],
     prompts: Sequence[Prompt] = (),
     positions: Positions = "max",
     batch_size: int = 64,
-) -> Float[Tensor, "trial"]:
-    """How often one neuron alone, with the threshold and direction that it was measured with, is right.
+) -> Float[Tensor, "neuron trial"]:
+    """How often each of some neurons alone, with the threshold and direction that it was measured with, is right.
 
     It says the class that it was found to fire for where it is above its threshold, else the other one. On the
     validation examples this is its predictivity, unless classes are balanced; on others it is what to expect of it.
@@ -90,7 +93,7 @@ def neuron_accuracy(
         model: the model that ``found`` is of; left as it was.
         examples: of any split; those of other classes than the two are left out.
         found: of two classes; of more, ``found.of(first, second)``.
-        neuron: its name, ``"m3.n120"``.
+        neurons: their names, such as ``"m3.n120"``.
         prompts: those that ``found`` was measured with, in their order.
         positions: ``"max"``: the one at which the neuron was best, in each trial; or the number of one.
         batch_size: prompts per forward pass.
@@ -103,23 +106,22 @@ def neuron_accuracy(
         >>> import tlprune as tp
         >>> planted = tp.planted("sentiment")
         >>> found = tp.SkillNeurons(probe="answer").predictivity(planted.model, planted.task)
-        >>> neuron_accuracy(planted.model, planted.task.test, found, neuron=planted.neurons[0])
-        tensor([1.], dtype=torch.float64)
+        >>> neuron_accuracy(planted.model, planted.task.test, found, neurons=planted.neurons[:2])
+        tensor([[1.],
+                [1.]], dtype=torch.float64)
     """
-    layer, place = _placed(found.sites, neuron)
-    row = found.neurons.layers.index(layer)
-    thresholds, accuracies = (values[:, row, :, place] for values in (found.baseline, found.accuracy))
-    _check_trials(len(thresholds), prompts)
+    thresholds, accuracies = (_of_neurons(values, found, neurons) for values in (found.baseline, found.accuracy))
+    _check_trials(thresholds.shape[1], prompts)
     examples = examples.rows((Classes(found.classes).of(examples) >= 0).nonzero()[:, 0])
     if not len(examples):
         raise ValueError(
             f"A neuron that tells answers {found.classes} apart needs examples of these but got none. Give a split of "
             "the same task."
         )
-    read = neuron_activations(model, examples, neuron, probe=found.probe, prompts=prompts, batch_size=batch_size)
-    second = (read > thresholds[:, None]) == (accuracies >= 0.5)[:, None]
+    read = neuron_activations(model, examples, neurons, probe=found.probe, prompts=prompts, batch_size=batch_size)
+    second = (read > thresholds[:, :, None]) == (accuracies >= 0.5)[:, :, None]
     right = second == (Classes(found.classes).of(examples) == 1)[:, None]
-    return _chosen(right.double().mean(1), torch.maximum(accuracies, 1 - accuracies), positions)
+    return _chosen(right.double().mean(2), torch.maximum(accuracies, 1 - accuracies), positions)
 
 
 def prompt_activations(
@@ -179,17 +181,25 @@ def _kept(ids: Tensor, tokenizer: Any, first: int) -> Bool[Tensor, "pos"]:
     return (ids >= first) | torch.isin(ids, special)
 
 
+def _of_neurons(
+    values: Float[Tensor, "trial layer prompt neuron"], found: Predictivity, neurons: Sequence[str]
+) -> Float[Tensor, "some trial prompt"]:
+    """What was measured of some neurons."""
+    rows = found.neurons.layers
+    return torch.stack([values[:, rows.index(layer), :, place] for layer, place in _placed(found.sites, neurons)])
+
+
 def _chosen(
-    right: Float[Tensor, "trial prompt"], known: Float[Tensor, "trial prompt"], positions: Positions
-) -> Float[Tensor, "trial"]:
+    right: Float[Tensor, "neuron trial prompt"], known: Float[Tensor, "neuron trial prompt"], positions: Positions
+) -> Float[Tensor, "neuron trial"]:
     if positions == "max":
-        return right.gather(1, known.argmax(1, keepdim=True))[:, 0]
-    if not 0 <= positions < right.shape[1]:
+        return right.gather(-1, known.argmax(-1, keepdim=True))[..., 0]
+    if not 0 <= positions < right.shape[-1]:
         raise ValueError(
-            f"A position must lie between 0 and {right.shape[1] - 1}, for so many were read, but is {positions}. "
+            f"A position must lie between 0 and {right.shape[-1] - 1}, for so many were read, but is {positions}. "
             "Choose one of these, or positions='max'."
         )
-    return right[:, positions]
+    return right[..., positions]
 
 
 def _check_trials(count: int, prompts: Sequence[Prompt]) -> None:
@@ -199,11 +209,13 @@ def _check_trials(count: int, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _placed(sites: Sites, neuron: str) -> tuple[int, int]:
-    """Layer and number of a neuron."""
+def _placed(sites: Sites, neurons: Sequence[str]) -> list[tuple[int, int]]:
+    """Layer and number of each of some neurons."""
+    if isinstance(neurons, str) or not neurons:
+        raise ValueError(f"A list of neurons is needed but got {neurons!r}. Name some: ['m3.n120'].")
     group = _group(sites)
-    row, place = divmod(group.index(neuron), group.width)
-    return group.layers[row], place
+    found = [divmod(group.index(neuron), group.width) for neuron in neurons]
+    return [(group.layers[row], place) for row, place in found]
 
 
 def _group(sites: Sites) -> Neurons:

@@ -112,19 +112,18 @@ def probed(
         split: correct(model, batch, task.metrics, prompts=prompts, batch_size=batch_size)
         for split, batch in splits.items()
     }
-    best = torch.argsort(scores.values, descending=True, stable=True)[:top].tolist()
-    neurons = []
-    for site in best:
-        name, alone = scores.sites.name(site), ()
-        if len(found.classes) == 2:
-            alone = neuron_accuracy(
-                model, task.test, found, neuron=name, prompts=prompts, batch_size=batch_size
-            ).tolist()
-        neurons.append(ProbedNeuron(name, float(scores.values[site]), tuple(alone)))
+    best = torch.argsort(scores.values, descending=True, stable=True)[:top]
+    names = [scores.sites.name(site) for site in best.tolist()]
+    alone: list[list[float]] = [[] for _ in names]
+    if len(found.classes) == 2:
+        alone = neuron_accuracy(model, task.test, found, neurons=names, prompts=prompts, batch_size=batch_size).tolist()
     return Probed(
         task=task.name,
         scores=scores,
-        neurons=tuple(neurons),
+        neurons=tuple(
+            ProbedNeuron(name, value, tuple(own))
+            for name, value, own in zip(names, scores.values[best].tolist(), alone, strict=True)
+        ),
         accuracy={split: interval(lambda mean: mean, one.mean(0)) for split, one in right.items()},
         trials={split: tuple(one.mean(1).tolist()) for split, one in right.items()},
     )

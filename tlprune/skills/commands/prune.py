@@ -22,6 +22,7 @@ class Prune:
         keep: part of a layer's neurons that stays.
         layers: those that are pruned; by default all but the first quarter.
         retune: go on tuning the prompts on the pruned model, as the folder's were tuned.
+        retune_steps: how many steps of tuning at most; by default as many as the folder's prompts had.
         rounds: timed runs of the whole and the small model, in turn; 0 for none.
         out: directory for the small model and the figures; by default pruned in the same.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
@@ -31,6 +32,7 @@ class Prune:
     keep: float = 0.02
     layers: tuple[int, ...] | None = None
     retune: bool = False
+    retune_steps: int | None = None
     rounds: int = 20
     out: Path | None = None
     device: str | None = None
@@ -49,14 +51,16 @@ def prune(settings: Prune) -> str:
         prompts=list(study.prompts.values()),
         keep=settings.keep,
         layers=settings.layers,
-        tuning=_tuning(study) if settings.retune else None,
+        tuning=_tuning(study, settings.retune_steps) if settings.retune else None,
         rounds=settings.rounds,
     )
     found.save(out)
     return f"{found}\n\nwrote the small model, its prompts and figures to {out}/"
 
 
-def _tuning(study: SkillStudy) -> PromptTuning:
+def _tuning(study: SkillStudy, steps: int | None) -> PromptTuning:
     """As the folder's prompts were tuned; JSON has lists for tuples."""
     told: dict[str, Any] = {**study.told["tuning"], "betas": tuple(study.told["tuning"]["betas"])}
+    if steps is not None:
+        told["steps"] = steps
     return PromptTuning(**told)
