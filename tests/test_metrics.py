@@ -167,7 +167,7 @@ def test_pairing_sees_what_intervals_apart_do_not() -> None:
     ratio = worse.means()["perplexity"] - first.means()["perplexity"]
     assert difference["perplexity"].value == pytest.approx(ratio, rel=1e-5)
     assert difference["perplexity"].low > 0
-    assert set(LOWER_IS_BETTER) <= {*difference, "squared_error", "target_error"}
+    assert set(LOWER_IS_BETTER) <= {*difference, "squared_error", "target_error", "word_cross_entropy"}
     with pytest.raises(ValueError, match="the same examples"):
         first.less(measure(MASKED, circuits(1)[0], random_batch(6, seed=3)))
 

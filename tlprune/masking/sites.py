@@ -117,9 +117,10 @@ def prunable(model: Any, *, classifier: str | None = None) -> Sites:
 
     Example:
         >>> import tlprune as tp
-        >>> sites = prunable(tp.planted("copy").model)
-        >>> sites.group("weights").matrices[0].name, len(sites) > len(weights(tp.planted("copy").model))
-        ('blocks.0.attn.W_Q', True)
+        >>> sites = prunable(tp.load("testbed", device="cpu"))
+        >>> names = [matrix.name for matrix in sites.group("weights").matrices]
+        >>> "blocks.0.attn.b_Q" in names, any("embed" in name for name in names)
+        (True, False)
     """
     backend = backend_of(model)
     parameters = backend.parameters()
