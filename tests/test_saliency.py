@@ -12,6 +12,7 @@ from encoders import hf_model_of
 from styles import fresh, random_batch
 
 import tlprune as tp
+from tlprune.backends import backend_of
 from tlprune.methods.strategies import STRATEGIES
 from tlprune.models.transformer_lens import has_hooked_transformer
 from tlprune.sites import Weights
@@ -61,8 +62,8 @@ def test_prunable_weights_of_a_decoder_are_those_of_its_blocks() -> None:
 def test_a_bias_that_a_decoder_lacks_is_no_site() -> None:
     model = fresh("llama")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.rpartition(".")[2].lstrip("_").startswith("b_"):
+        for name, parameter in backend_of(model).parameters().items():
+            if ".b_" in name:
                 parameter.zero_()
     assert all(".W_" in matrix.name for matrix in weights_of(model))
     shapes = {matrix.name: matrix.shape for matrix in weights_of(model)}
