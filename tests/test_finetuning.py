@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tlprune.cli import main
 from tlprune.finetuning import FineTune, finetune
+from tlprune.finetuning import training as measured
 from tlprune.finetuning.command import METRICS, PROVENANCE, splits_of
 from tlprune.finetuning.measuring import figures_of, inputs_of, loss_of, outputs_on
 from tlprune.finetuning.plan import batches
@@ -87,6 +88,9 @@ def test_it_learns_and_saves_a_model_that_loads(plan: FineTune, bert_folder: Pat
     facts = finetune(plan)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert facts["test"]["accuracy"] >= 0.95
+    assert facts["test_intervals"].keys() == facts["test"].keys()
+    low, high = facts["test_intervals"]["loss"]
+    assert low < facts["test"]["loss"] < high
     assert facts == json.loads((plan.out / PROVENANCE).read_text())
     assert facts["data"]["counts"] == {"train": 340, "validation": 60, "test": 60}
     assert facts["settings"]["seed"] == 0
@@ -136,7 +140,7 @@ def test_the_weights_saved_are_those_of_the_best_step(plan: FineTune, monkeypatc
 def test_a_figure_that_is_not_known_is_null(
     plan: FineTune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Training, "figures", lambda self, split: {"accuracy": math.nan})
+    monkeypatch.setattr(measured, "figures_of", lambda outputs, examples: {"accuracy": math.nan})
     assert main(command(plan)) == 0
     assert "dev (60): accuracy -" in capsys.readouterr().out
     text = (plan.out / PROVENANCE).read_text()

@@ -137,6 +137,9 @@ if TYPE_CHECKING:
     from tlprune.models.taught import taught as taught
     from tlprune.named import forced as forced
     from tlprune.prompts.prompt import Prompt as Prompt
+    from tlprune.pruning.grid import saliency_grid as saliency_grid
+    from tlprune.pruning.grid_plan import SaliencyGrid as SaliencyGrid
+    from tlprune.pruning.grid_result import GridResult as GridResult
     from tlprune.pruning.mask_overlap import MaskOverlap as MaskOverlap
     from tlprune.pruning.mask_overlap import mask_overlap as mask_overlap
     from tlprune.pruning.removed_heads import RemovedHeads as RemovedHeads
@@ -325,6 +328,9 @@ _HOMES = {
     "taught": "models.taught",
     "forced": "named",
     "Prompt": "prompts.prompt",
+    "saliency_grid": "pruning.grid",
+    "SaliencyGrid": "pruning.grid_plan",
+    "GridResult": "pruning.grid_result",
     "MaskOverlap": "pruning.mask_overlap",
     "mask_overlap": "pruning.mask_overlap",
     "RemovedHeads": "pruning.removed_heads",

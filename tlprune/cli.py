@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune}
     commands |= {"mib": _mib, "core": _core, "knowledge": _knowledge, "skill": _skill}
+    commands |= {"saliency": _saliency}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -86,7 +87,8 @@ def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
         text = (
-            f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune, core, knowledge, skill or mib."
+            f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune, saliency, core, knowledge, "
+            "skill or mib."
         )
         print(f"tlprune: error: {text}", file=sys.stderr)
         return 2
@@ -95,6 +97,7 @@ def _usage(words: Sequence[str]) -> int:
     print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
     print("  tlprune bench              compare methods at equal sizes")
     print("  tlprune finetune           make a classifier of a Hugging Face model")
+    print("  tlprune saliency           prune a classifier by one-shot strategies, at several sizes, in one table")
     print("  tlprune core prune         heads and MLPs that a model needs, over seeds; more: tlprune core --help")
     print("  tlprune knowledge          what a knowledge-critical subnetwork is; tlprune knowledge --help")
     print("  tlprune skill              prompts, neurons that know the label, pruning to them; tlprune skill --help")
@@ -197,6 +200,13 @@ def _finetune(words: Sequence[str]) -> None:
 
     plan = _parse(FineTune, words, prog="tlprune finetune")
     print(summary(plan, finetune(plan)))
+
+
+def _saliency(words: Sequence[str]) -> None:
+    from tlprune.pruning.commands.saliency import saliency
+    from tlprune.pruning.grid_plan import SaliencyGrid
+
+    print(saliency(_parse(SaliencyGrid, words, prog="tlprune saliency")))
 
 
 def _mib(words: Sequence[str]) -> None:

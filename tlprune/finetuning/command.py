@@ -170,7 +170,9 @@ def _keep_lines(path: Path, done: int) -> None:
 def _finish(training: Training, plan: FineTune) -> dict[str, Any]:
     """Look at the test once, with the best weights, and save them."""
     training.put_back_best(plan.out)
-    facts = _facts(training, plan) | {"test": known(training.figures("test"))}
+    test, intervals = training.tested()
+    ends = {name: [finite(one.low), finite(one.high)] for name, one in intervals.items()}
+    facts = _facts(training, plan) | {"test": known(test), "test_intervals": ends}
     _write(training, plan.out)
     write_whole(plan.out / PROVENANCE, json.dumps(facts, indent=1) + "\n")
     clear(plan.out)

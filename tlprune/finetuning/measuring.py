@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from tlprune.learning.bootstrap import Interval, interval
 from tlprune.learning.correlations import confusion, f1, matthews, pearson, spearman
-from tlprune.statistic import Statistic
+from tlprune.statistic import Measured, Statistic
 from tlprune.tasks.labelled.data import Labelled
 from tlprune.tasks.labelled.encoding import Encoded, padded
 from tlprune.tasks.questions import Questions
@@ -58,15 +59,39 @@ def figures_of(outputs: Outputs, examples: Labelled) -> dict[str, float]:
         {'loss': 0.794, 'accuracy': 0.667, 'matthews': 0.5, 'f1': 0.667}
     """
     loss = {"loss": float(loss_of(outputs, examples))}
+    return loss | {name: one.value for name, one in _measured(outputs, examples).items() if name != "loss"}
+
+
+def intervals_of(outputs: Outputs, examples: Labelled) -> dict[str, Interval]:
+    """The same figures, each with its bootstrap interval over the examples.
+
+    Example:
+        >>> pairs = Labelled("mine", ("a", "b", "c"), None, (0, 1, 1), ("no", "yes"))
+        >>> intervals_of(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), pairs)["accuracy"]
+        Interval(value=1.0, low=1.0, high=1.0)
+    """
+    measured = _measured(outputs, examples)
+    return {name: interval(one.of_means, *one.columns.unbind(-1)) for name, one in measured.items()}
+
+
+def _measured(outputs: Outputs, examples: Labelled) -> dict[str, Measured]:
+    """Each figure by the means that it is a function of."""
     if examples.regression:
-        columns = torch.stack([outputs[:, 0], torch.tensor(examples.labels)], -1)
-        return loss | {"pearson": _value(pearson(), columns), "spearman": _value(spearman(), columns)}
+        right = torch.tensor(examples.labels)
+        columns = torch.stack([outputs[:, 0], right], -1)
+        loss = _mean(F.mse_loss(outputs[:, 0].float(), right, reduction="none"))
+        return {"loss": loss, "pearson": _of(pearson(), columns), "spearman": _of(spearman(), columns)}
     right, best = torch.tensor(examples.labels), outputs.argmax(-1)
     count = len(examples.classes)
     columns = confusion(right, best, count)
-    found = loss | {"accuracy": float((right == best).double().mean()), "matthews": _value(matthews(count), columns)}
-    return found | ({"f1": _value(f1(), columns)} if count == 2 else {})
+    loss = _mean(F.cross_entropy(outputs.float(), right, reduction="none"))
+    found = {"loss": loss, "accuracy": _mean(right == best), "matthews": _of(matthews(count), columns)}
+    return found | ({"f1": _of(f1(), columns)} if count == 2 else {})
 
 
-def _value(statistic: Statistic, columns: Tensor) -> float:
-    return float(statistic.of_means(*statistic.prepared(columns).double().mean(0)))
+def _mean(values: Tensor) -> Measured:
+    return Measured(values.double()[:, None], lambda mean: mean)
+
+
+def _of(statistic: Statistic, columns: Tensor) -> Measured:
+    return Measured(statistic.prepared(columns), statistic.of_means)

@@ -89,15 +89,15 @@ def prune_and_finetune(plan: PruningPlan, method: Scorer) -> PruningRun:
         )
     make(plan.out)
     _claim(plan, method)
-    _write_start(plan)
+    write_start(plan)
     rows, last = [], plan.out / START
     if plan.dense_epochs:
         stage = plan.stage(DENSE, model=last, epochs=plan.dense_epochs)
-        rows.append(_row(stage, _done(stage, finetune), density=None))
+        rows.append(row_of(stage, done(stage, finetune), density=None))
         last = stage.out
     for number, density in enumerate(plan.densities, start=1):
         stage = _round(plan, method, number, last)
-        rows.append(_row(stage, _done(stage, finetune if plan.epochs else prune), density=density))
+        rows.append(row_of(stage, done(stage, finetune if plan.epochs else prune), density=density))
         last = stage.out
     return PruningRun(plan, tuple(rows))
 
@@ -111,18 +111,25 @@ def _round(plan: PruningPlan, method: Scorer, number: int, last: Path) -> FineTu
         make(circuit.parent)
         before = plan.out / f"round-{number - 1}" / CIRCUIT
         found = _found(plan, method, last, plan.densities[number - 1], before if number > 1 else None)
-        (found if begin == last else _moved(found, _lens(plan, begin))).save(circuit)
+        (found if begin == last else rewound(found, lens_of(plan, begin))).save(circuit)
     return plan.stage(name, model=begin, epochs=plan.epochs, circuit=circuit)
 
 
-def _lens(plan: PruningPlan, folder: Path) -> Any:
+def lens_of(plan: PruningPlan, folder: Path) -> Any:
+    """The model of a stage, with hooks."""
     return load(str(folder), device="cpu" if plan.device == "cpu" else None)
 
 
 def _found(plan: PruningPlan, method: Scorer, folder: Path, density: float, before: Path | None) -> Circuit:
     """A circuit of this density within that of the round before."""
-    model = _lens(plan, folder)
-    task = classification(
+    model = lens_of(plan, folder)
+    scores = method.score(model, task_of(plan, model))
+    return cut_within(scores, method.selection, density, None if before is None else Circuit.load(before))
+
+
+def task_of(plan: PruningPlan, model: Any) -> Task:
+    """The plan's examples, as methods see them."""
+    return classification(
         model,
         plan.task,
         source=plan.data_dir,
@@ -134,8 +141,6 @@ def _found(plan: PruningPlan, method: Scorer, folder: Path, density: float, befo
         max_length=plan.max_length,
         seed=plan.seed,
     )
-    scores = method.score(model, task)
-    return cut_within(scores, method.selection, density, None if before is None else Circuit.load(before))
 
 
 def cut_within(scores: Scores, selection: Selection, density: float, circuit: Circuit | None) -> Circuit:
@@ -176,7 +181,7 @@ def cut_within(scores: Scores, selection: Selection, density: float, circuit: Ci
     return found
 
 
-def _moved(circuit: Circuit, model: Any) -> Circuit:
+def rewound(circuit: Circuit, model: Any) -> Circuit:
     """The same places in the start, whose weights are others than those that were scored."""
     origin = {"operation": "rewound", "of": [dict(circuit.provenance)], "model": backend_of(model).fingerprint()}
     return circuit.like(circuit.kept, origin)
@@ -199,7 +204,7 @@ def _claim(plan: PruningPlan, method: Scorer) -> None:
     return None
 
 
-def _write_start(plan: PruningPlan) -> None:
+def write_start(plan: PruningPlan) -> None:
     """The model that everything begins with, in float32; where it comes from is written last."""
     folder = plan.out / START
     if (folder / ORIGIN).exists():
@@ -216,13 +221,14 @@ def _write_start(plan: PruningPlan) -> None:
     write_whole(folder / ORIGIN, json.dumps(facts, indent=1) + "\n")
 
 
-def _done(stage: FineTune, work: Callable[[FineTune], dict[str, Any]]) -> dict[str, Any]:
+def done(stage: FineTune, work: Callable[[FineTune], dict[str, Any]]) -> dict[str, Any]:
     """What a stage found, now or before."""
     path = stage.out / PROVENANCE
     return read_json(path, "description of a fine-tuning") if path.exists() else work(stage)
 
 
-def _row(stage: FineTune, facts: dict[str, Any], *, density: float | None) -> dict[str, Any]:
+def row_of(stage: FineTune, facts: dict[str, Any], *, density: float | None) -> dict[str, Any]:
+    """A stage's density, weights removed, steps, and figures on dev and test."""
     own = facts["circuit"] or {"hash": None, "weights": None, "removed": 0, "zero": 0, "sparsity": 0.0}
     told = {"stage": stage.out.name, "density": density, "circuit": own["hash"]}
     told |= {name: own[name] for name in ("weights", "removed", "zero", "sparsity")}

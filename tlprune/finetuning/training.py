@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tlprune.files import read_tensors, write_tensors
 from tlprune.finetuning.cutting import WHOLE, Cut
-from tlprune.finetuning.measuring import figures_of, inputs_of, loss_of, outputs_on
+from tlprune.finetuning.measuring import figures_of, inputs_of, intervals_of, loss_of, outputs_on
 from tlprune.finetuning.plan import FineTune, batches
 from tlprune.finetuning.resuming import (
     CHECKPOINT,
@@ -23,6 +23,7 @@ from tlprune.finetuning.resuming import (
     put_back_moments,
     read_own_checkpoint,
 )
+from tlprune.learning.bootstrap import Interval
 from tlprune.tasks.labelled.encoding import encode
 
 Examples = Any  # of one kind: Labelled, or Questions where choices are scored
@@ -116,9 +117,16 @@ class Training:
 
     def figures(self, split: str) -> dict[str, float]:
         """Of the model as it is, on one of the splits."""
+        return figures_of(self._said(split), self.splits[split])
+
+    def tested(self) -> tuple[dict[str, float], dict[str, Interval]]:
+        """Figures of the model as it is on the test, and their intervals over its examples."""
+        outputs, examples = self._said("test"), self.splits["test"]
+        return figures_of(outputs, examples), intervals_of(outputs, examples)
+
+    def _said(self, split: str) -> Tensor:
         rows = self.rows[split] if split in self.rows else self.encoded(split)
-        outputs = outputs_on(self.model, rows, self.tokenizer, device=self.accelerator.device)
-        return figures_of(outputs, self.splits[split])
+        return outputs_on(self.model, rows, self.tokenizer, device=self.accelerator.device)
 
     def measure(self, folder: Path) -> dict[str, float]:
         """Figures on dev; the weights are kept in the folder if they are the best so far."""

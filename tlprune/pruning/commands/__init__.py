@@ -1,0 +1,3 @@
+"""The command ``tlprune saliency``."""
+
+from __future__ import annotations
