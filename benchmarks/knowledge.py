@@ -18,12 +18,10 @@ layers of width 1,600: 737,280,000 masked weights), its activations apart.
 
 from __future__ import annotations
 
-import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,11 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 import tlprune as tp
-from benchmarks.speed import THREADS, Work, cpu_seconds, memory_status, setting
+from benchmarks.alone import medians, show
+from benchmarks.speed import THREADS, Work, cpu_seconds, gpt2_shaped, memory_status
 from tlprune.backends import backend_of
 from tlprune.learning.objectives import weighted
 from tlprune.masking.cache import reference_predictions
-from tlprune.models.transformer_lens import build
 from tlprune.sites import Weights
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
@@ -84,27 +82,11 @@ def main() -> None:
     if settings.only:
         print(peak_memory(settings))
         return
-    result = costs(settings) | (memory(settings) if settings.memory else {})
-    where = {name: value for name, value in setting().items() if name in ("threads", "device", "commit", "torch")}
-    result["setting"] = where | asdict(settings)
-    print(json.dumps(result, indent=1) if settings.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    show(costs(settings) | (memory(settings) if settings.memory else {}), settings)
 
 
 def model_of(settings: Settings) -> Any:
-    """A model of GPT-2's kind with random weights, frozen."""
-    return build(
-        n_layers=settings.layers,
-        d_model=settings.width,
-        n_heads=settings.width // 64,
-        d_head=64,
-        d_mlp=4 * settings.width,
-        n_ctx=1024,
-        d_vocab=settings.vocabulary,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        seed=0,
-        device="cpu",
-    ).requires_grad_(False)
+    return gpt2_shaped(layers=settings.layers, width=settings.width, vocabulary=settings.vocabulary)
 
 
 def examples(settings: Settings, count: int, length: int, *, everywhere: bool, seed: int) -> Batch:
@@ -180,17 +162,13 @@ def costs(settings: Settings) -> dict[str, float]:
     works = {name: make(model, settings) for name, make in KINDS.items()}
     filling = cpu_seconds(works["knowledge_step"])
     works["plain_step"]()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(settings.rounds):
-        for name, work in works.items():
-            seconds[name].append(cpu_seconds(work))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    seconds = medians(works, settings.rounds)
     counted = {name: operations(work) for name, work in works.items()}
     return {
-        "time": round(medians["knowledge_step"] / medians["plain_step"], 3),
+        "time": round(seconds["knowledge_step"] / seconds["plain_step"], 3),
         "operations": round(counted["knowledge_step"] / counted["plain_step"], 3),
-        "filling": round(filling / medians["plain_step"], 3),
-        "plain_step_seconds": round(medians["plain_step"], 3),
+        "filling": round(filling / seconds["plain_step"], 3),
+        "plain_step_seconds": round(seconds["plain_step"], 3),
     }
 
 

@@ -10,20 +10,18 @@ putting the scores into one vector, is left out by taking the difference between
 
 from __future__ import annotations
 
-import json
-import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import tyro
 
 import tlprune as tp
-from benchmarks.speed import THREADS, Work, cpu_seconds, setting
+from benchmarks.alone import medians, show
+from benchmarks.speed import THREADS, Work, gpt2_shaped
 from tlprune.backends import backend_of
 from tlprune.methods.criteria import Criterion
 from tlprune.methods.saliency_pass import label_loss, passed_over
-from tlprune.models.transformer_lens import build
 from tlprune.sites import Weights
 from tlprune.task import Batch, Tokens
 
@@ -63,10 +61,7 @@ class Settings:
 def main() -> None:
     settings = tyro.cli(Settings)
     torch.set_num_threads(THREADS)
-    result = costs(settings)
-    where = {name: value for name, value in setting().items() if name in ("threads", "device", "commit", "torch")}
-    result["setting"] = where | asdict(settings)
-    print(json.dumps(result, indent=1) if settings.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    show(costs(settings), settings)
 
 
 def costs(settings: Settings) -> dict[str, Any]:
@@ -76,34 +71,19 @@ def costs(settings: Settings) -> dict[str, Any]:
     for name, criterion in CRITERIA.items():
         for count in (1, 2):
             works[f"{name} {count}"] = scoring(model, batch, criterion, count, settings.examples)
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(settings.rounds + 1):  # the first round warms up
-        for name, work in works.items():
-            seconds[name].append(cpu_seconds(work))
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    return {name: _ratio(name, medians) for name in CRITERIA} | {"plain_seconds": round(medians["plain"], 3)}
+    for work in works.values():
+        work()
+    seconds = medians(works, settings.rounds)
+    return {name: _ratio(name, seconds) for name in CRITERIA} | {"plain_seconds": round(seconds["plain"], 3)}
 
 
-def _ratio(name: str, medians: dict[str, float]) -> float:
+def _ratio(name: str, seconds: dict[str, float]) -> float:
     passes = SAMPLES if CRITERIA[name].gradient == "smooth" else 1
-    return round((medians[f"{name} 2"] - medians[f"{name} 1"]) / passes / medians["plain"], 3)
+    return round((seconds[f"{name} 2"] - seconds[f"{name} 1"]) / passes / seconds["plain"], 3)
 
 
 def model_of(settings: Settings) -> Any:
-    """A model of GPT-2's kind with random weights."""
-    return build(
-        n_layers=settings.layers,
-        d_model=settings.width,
-        n_heads=settings.width // 64,
-        d_head=64,
-        d_mlp=4 * settings.width,
-        n_ctx=1024,
-        d_vocab=settings.vocabulary,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        seed=0,
-        device="cpu",
-    ).requires_grad_(False)
+    return gpt2_shaped(layers=settings.layers, width=settings.width, vocabulary=settings.vocabulary)
 
 
 def examples(settings: Settings) -> Batch:

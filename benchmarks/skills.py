@@ -14,19 +14,17 @@ elementwise.
 
 from __future__ import annotations
 
-import json
-import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import tyro
 
 import tlprune as tp
+from benchmarks.alone import medians, show
 from benchmarks.knowledge import operations
-from benchmarks.speed import THREADS, Work, cpu_seconds, setting
+from benchmarks.speed import THREADS, Work, gpt2_shaped
 from tlprune.backends import backend_of
-from tlprune.models.transformer_lens import build
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 
@@ -60,27 +58,11 @@ class Settings:
 def main() -> None:
     settings = tyro.cli(Settings)
     torch.set_num_threads(THREADS)
-    result = costs(settings)
-    where = {name: value for name, value in setting().items() if name in ("threads", "device", "commit", "torch")}
-    result["setting"] = where | asdict(settings)
-    print(json.dumps(result, indent=1) if settings.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    show(costs(settings), settings)
 
 
 def model_of(settings: Settings) -> Any:
-    """A model of GPT-2's kind with random weights, frozen."""
-    return build(
-        n_layers=settings.layers,
-        d_model=settings.width,
-        n_heads=settings.width // 64,
-        d_head=64,
-        d_mlp=4 * settings.width,
-        n_ctx=1024,
-        d_vocab=settings.vocabulary,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        seed=0,
-        device="cpu",
-    ).requires_grad_(False)
+    return gpt2_shaped(layers=settings.layers, width=settings.width, vocabulary=settings.vocabulary)
 
 
 def task_of(settings: Settings) -> Task:
@@ -144,19 +126,15 @@ def costs(settings: Settings) -> dict[str, Any]:
     model = model_of(settings)
     works = {"plain": plain(model, settings)}
     works |= {probe: probing(model, settings, probe) for probe in ("prompt", "mean", "max")}
-    seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
-    for _ in range(settings.rounds):
-        for name, work in works.items():
-            seconds[name].append(cpu_seconds(work))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    seconds = medians(works, settings.rounds)
     counted = {name: operations(work) for name, work in works.items()}
     probes = [name for name in works if name != "plain"]
     return {
-        "time": {name: round(medians[name] / medians["plain"], 3) for name in probes},
+        "time": {name: round(seconds[name] / seconds["plain"], 3) for name in probes},
         "operations": {name: round(counted[name] / counted["plain"], 3) for name in probes},
-        "plain_seconds": round(medians["plain"], 3),
+        "plain_seconds": round(seconds["plain"], 3),
     }
 
 

@@ -95,14 +95,19 @@ def main() -> None:
 @cache
 def gpt2_small() -> Any:
     """A model of GPT-2 small's shape with random weights, frozen."""
+    return gpt2_shaped(layers=12, width=768, vocabulary=50257)
+
+
+def gpt2_shaped(*, layers: int, width: int, vocabulary: int) -> Any:
+    """A model of GPT-2's kind with random weights, frozen."""
     return build(
-        n_layers=12,
-        d_model=768,
-        n_heads=12,
+        n_layers=layers,
+        d_model=width,
+        n_heads=width // 64,
         d_head=64,
-        d_mlp=3072,
+        d_mlp=4 * width,
         n_ctx=1024,
-        d_vocab=50257,
+        d_vocab=vocabulary,
         act_fn="gelu_new",
         normalization_type="LN",
         seed=0,
