@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -88,7 +88,7 @@ def prune_and_finetune(plan: PruningPlan, method: Scorer) -> PruningRun:
             "such as tp.Saliency(...)."
         )
     make(plan.out)
-    _claim(plan, method)
+    claim(plan.out / PLAN, plan.fixed() | {"method": described(method, 1)}, work="run")
     write_start(plan)
     rows, last = [], plan.out / START
     if plan.dense_epochs:
@@ -190,16 +190,19 @@ def rewound(circuit: Circuit, model: Any) -> Circuit:
 # ---- on the disk
 
 
-def _claim(plan: PruningPlan, method: Scorer) -> None:
-    """Write what decides the result, or see that it is the same."""
-    settings = json.loads(json.dumps(plan.fixed() | {"method": described(method, 1)}))
-    path = plan.out / PLAN
+def claim(path: Path, settings: Mapping[str, Any], *, work: str) -> None:
+    """Write what decides the result of some work, or see that what is there is the same.
+
+    Raises:
+        ValueError: it is not, or not whole.
+    """
+    plain = json.loads(json.dumps(settings))
     if not path.exists():
-        return write_whole(path, json.dumps(settings, indent=1) + "\n")
-    if found := differences(read_json(path, "pruning plan"), settings):
+        return write_whole(path, json.dumps(plain, indent=1) + "\n")
+    if found := differences(read_json(path, f"{work}'s settings"), plain):
         raise ValueError(
-            f"A run can go on with its own settings only, but that in {plan.out} has another {'; '.join(found)}. Give "
-            "the same settings, or another directory with --out."
+            f"A {work} can go on with its own settings only, but that in {path.parent} has another {'; '.join(found)}. "
+            "Give the same settings, or another directory with --out."
         )
     return None
 

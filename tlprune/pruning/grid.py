@@ -19,6 +19,7 @@ from tlprune.finetuning.pruning import (
     DENSE,
     ORIGIN,
     START,
+    claim,
     done,
     lens_of,
     rewound,
@@ -27,7 +28,6 @@ from tlprune.finetuning.pruning import (
     write_start,
 )
 from tlprune.finetuning.pruning_plan import PruningPlan
-from tlprune.learning.settings import differences
 from tlprune.methods.saliency import Saliency, saliency_scores
 from tlprune.pruning.grid_plan import Cell, SaliencyGrid
 from tlprune.pruning.grid_result import DONE, FAILED, WHOLE, GridOverlap, GridResult
@@ -61,7 +61,7 @@ def saliency_grid(grid: SaliencyGrid, *, tell: Tell = lambda row: None, progress
     asks for several sizes, tasks and seeds with magnitude and random pruning beside.
     """
     make(grid.out)
-    _claim(grid)
+    claim(grid.out / GRID, grid.fixed(), work="grid")
     for task in grid.tasks:
         _check(grid, task)
     rows: list[dict[str, Any]] = []
@@ -74,19 +74,6 @@ def saliency_grid(grid: SaliencyGrid, *, tell: Tell = lambda row: None, progress
             tell(row)
         overlaps += part.overlaps()
     return GridResult(tuple(rows), tuple(overlaps))
-
-
-def _claim(grid: SaliencyGrid) -> None:
-    """Write what decides the cells, or see that it is the same."""
-    settings, path = json.loads(json.dumps(grid.fixed())), grid.out / GRID
-    if not path.exists():
-        return write_whole(path, json.dumps(settings, indent=1) + "\n")
-    if found := differences(read_json(path, "grid's settings"), settings):
-        raise ValueError(
-            f"A grid can go on with its own settings only, but that in {grid.out} has another {'; '.join(found)}. Give "
-            "the same settings, or another directory with --out."
-        )
-    return None
 
 
 def _check(grid: SaliencyGrid, task: str) -> None:
