@@ -13,6 +13,7 @@ from styles import fresh, random_batch
 
 import tlprune as tp
 from tlprune.backends import backend_of
+from tlprune.methods.saliency_pass import Observer, Total
 from tlprune.methods.strategies import STRATEGIES
 from tlprune.models.transformer_lens import has_hooked_transformer
 from tlprune.sites import Weights
@@ -208,3 +209,34 @@ def test_a_compression_keeps_what_leaves_so_many_parameters() -> None:
     assert total / remaining == pytest.approx(1.2, rel=1e-3)
     with pytest.raises(ValueError, match="lies between 1 and"):
         tp.Saliency(criterion=tp.Magnitude(), compression=1e6).find(planted.model, planted.task)
+
+
+# ---- memory
+
+
+def test_gradients_of_a_further_pass_are_added_as_they_come() -> None:
+    """So that no second copy of all of them is ever there."""
+    model, batch = fresh("gpt2"), random_batch(4)
+    weights = tp.prunable(model).group("weights")
+    assert isinstance(weights, Weights)
+    run = Observer(backend_of(model), weights, seed=0)
+    run._run(batch, 1, gradient=True)
+    last, once = run.leaves["blocks.2.mlp.W_out"], {}
+    before = last.grad.clone()
+    run.leaves["blocks.0.attn.W_Q"].register_hook(lambda _: once.update(last=last.grad.clone()))
+    run._run(batch, 1, gradient=True)
+    torch.testing.assert_close(once["last"], 2 * before)
+
+
+@pytest.mark.parametrize("criterion", [tp.GradCAM(), tp.Wanda()])
+def test_totals_lie_where_the_scores_will_be(criterion: Any) -> None:
+    model, batch = fresh("gpt2"), random_batch(4)
+    weights = tp.prunable(model).group("weights")
+    assert isinstance(weights, Weights)
+    total = Total(criterion, 1, weights, backend_of(model).parameters())
+    Observer(backend_of(model), weights, seed=0).look(batch, [total])
+    own = sum(
+        part.numel() for part in total.parts.values() if part.untyped_storage().data_ptr() != total.flat.data_ptr()
+    )
+    assert own < 0.2 * len(weights)
+    assert total.scores(0) is total.flat

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from tlprune.backends.activations import Edits, Point, Steering
 from tlprune.backends.prompting import check_ids
@@ -38,8 +38,11 @@ def hooked(points: Mapping[str, Module], hooks: Hooks) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: Module) -> Iterator[None]:
-    """No parameter collects gradients until the block ends, whatever its own flag says."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    """No parameter collects gradients until the block ends, whatever its own flag says.
+
+    A plain tensor that stands in a parameter's place is whoever put it there's own.
+    """
+    trained = [value for value in model.parameters() if isinstance(value, Parameter) and value.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,27 +74,30 @@ def passed_over(
     """
     if any(criterion.gradient != "none" for criterion, _ in wanted):
         check_labels(examples)
-    totals = [Total(criterion, most) for criterion, most in wanted]
+    parameters = backend.parameters()
+    totals = [Total(criterion, most, weights, parameters) for criterion, most in wanted]
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     chunks = order.split(batch_size)[: max((total.most for total in totals), default=0)]
     run = Observer(backend, weights, seed)
     for place, rows in enumerate(bar(chunks, progress and bool(chunks))):
         batch = examples.rows(rows).to(backend.device)
         run.look(batch, [total for total in totals if place < total.most])
-    parameters = backend.parameters()
-    return [total.scores(weights, parameters, seed) for total in totals]
+    return [total.scores(seed) for total in totals]
 
 
 class Total:
-    """What batches add up to for one criterion, tensor by tensor.
+    """What batches add up to for one criterion, tensor by tensor, in the places where its scores will be.
 
     Args:
         criterion: what is added.
         most: batches that it looks at.
+        weights: what is scored.
+        parameters: the model's.
     """
 
-    def __init__(self, criterion: Criterion, most: int) -> None:
+    def __init__(self, criterion: Criterion, most: int, weights: Weights, parameters: Mapping[str, Tensor]) -> None:
         self.criterion, self.most = criterion, most if criterion.runs else 0
+        self.weights, self.parameters = weights, parameters
         self.answers = 0
         self.parts: dict[str, Tensor] = {}
 
@@ -101,24 +105,36 @@ class Total:
     def noise(self) -> Noise | None:
         return (self.criterion.samples, self.criterion.scale) if isinstance(self.criterion, Smooth) else None
 
+    @cached_property
+    def flat(self) -> Float[Tensor, "site"]:
+        """One number for each weight: scores in the end, and totals that have so many before."""
+        first = self.parameters[self.weights.matrices[0].name]
+        return torch.empty(len(self.weights), dtype=_total_dtype(first), device=first.device)
+
+    @cached_property
+    def places(self) -> dict[str, Tensor]:
+        return self.weights.split(self.flat)
+
     def add(self, name: str, seen: Seen) -> None:
         found = self.criterion.added(seen)
         if name in self.parts:
             self.parts[name].add_(found)
+        elif found.shape == seen.weight.shape:
+            self.parts[name] = self.places[name].copy_(found)
         else:
-            self.parts[name] = found.to(torch.promote_types(found.dtype, torch.float32))
+            self.parts[name] = found.to(_total_dtype(found))
 
-    def scores(self, weights: Weights, parameters: Mapping[str, Tensor], seed: int) -> Float[Tensor, "site"]:
-        """All tensors' scores in one vector; the totals are given up on the way."""
+    def scores(self, seed: int) -> Float[Tensor, "site"]:
+        """All tensors' scores in one vector, on the CPU."""
         generator = torch.Generator().manual_seed(seed)
-        first = parameters[weights.matrices[0].name]
-        flat = torch.empty(len(weights), dtype=torch.promote_types(first.dtype, torch.float32))
-        for name, part in weights.split(flat).items():
-            weight = parameters[name].detach().to(flat.dtype)
-            part.copy_(
-                self.criterion.score(weight, self.parts.pop(name, None), answers=self.answers, generator=generator)
-            )
-        return flat
+        for name, place in self.places.items():
+            weight = self.parameters[name].detach().to(place.dtype)
+            place.copy_(self.criterion.score(weight, self.parts.get(name), answers=self.answers, generator=generator))
+        return self.flat.cpu()
+
+
+def _total_dtype(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 @dataclass
@@ -218,7 +234,7 @@ class Observer:
         tokens = batch.clean.trimmed()
         with torch.set_grad_enabled(gradient):
             logits = self.backend.with_weights(
-                {name: _in_place_of(leaf) for name, leaf in self.leaves.items()},
+                {name: lambda _, leaf=leaf: leaf for name, leaf in self.leaves.items()},
                 lambda: self.backend.logits(tokens, batch.positions),
             )
             if gradient:
@@ -273,8 +289,3 @@ def _by_tensor(maps: Sequence[LinearMap]) -> dict[str, LinearMap]:
     """The map that each weight and bias belongs to."""
     named = ((name, one) for one in maps for name in (one.weight, one.bias))
     return {name: one for name, one in named if name is not None}
-
-
-def _in_place_of(leaf: Tensor) -> Callable[[Tensor], Tensor]:
-    """A view, because a leaf among a model's parameters would be frozen with them."""
-    return lambda _: leaf.view_as(leaf)
