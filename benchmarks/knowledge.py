@@ -135,7 +135,7 @@ def plain_step(model: Any, settings: Settings) -> Work:
     assert isinstance(weights, Weights)
     names = [matrix.name for matrix in weights.matrices]
     leaves = {name: backend.parameters()[name].detach().requires_grad_() for name in names}
-    swapped = {name: lambda _, name=name: leaves[name].view_as(leaves[name]) for name in names}  # no leaf, or frozen
+    swapped = {name: lambda _, name=name: leaves[name] for name in names}
     batches = {name: stream.train for name, stream in task.streams.items()}
     references = {name: reference_predictions(backend, batch) for name, batch in batches.items()}
 
