@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tlprune.evaluation.completeness import completeness as completeness
     from tlprune.evaluation.curve import faithfulness_curve as faithfulness_curve
     from tlprune.evaluation.equal_sizes import equal_sizes as equal_sizes
+    from tlprune.evaluation.greedy import GreedyAnswers as GreedyAnswers
+    from tlprune.evaluation.greedy import greedy_answers as greedy_answers
     from tlprune.evaluation.matrix import ablation_matrix as ablation_matrix
     from tlprune.evaluation.minimality import minimality as minimality
     from tlprune.evaluation.overlap import overlap as overlap
@@ -211,6 +213,8 @@ _HOMES = {
     "completeness": "evaluation.completeness",
     "faithfulness_curve": "evaluation.curve",
     "equal_sizes": "evaluation.equal_sizes",
+    "GreedyAnswers": "evaluation.greedy",
+    "greedy_answers": "evaluation.greedy",
     "ablation_matrix": "evaluation.matrix",
     "minimality": "evaluation.minimality",
     "overlap": "evaluation.overlap",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tlprune.choices import choice
 from tlprune.models.planted import planted_task
 from tlprune.models.taught import taught_task
 from tlprune.task import Task
+from tlprune.tasks.boolean_expressions import boolean_expressions
 from tlprune.tasks.docstring import docstring
 from tlprune.tasks.gendered_pronoun import gendered_pronoun
 from tlprune.tasks.greater_than import greater_than
@@ -63,6 +65,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "greater-than": greater_than,
     "induction": induction,
     "docstring": docstring,
+    "boolean-few-shot": partial(boolean_expressions, prompts="few-shot"),
+    "boolean-instruction": partial(boolean_expressions, prompts="instruction"),
     "planted": planted_task,
     "taught": taught_task,
     "sst2": sst2,
@@ -111,6 +115,7 @@ __all__ = [
     "Templates",
     "Worded",
     "ag_news",
+    "boolean_expressions",
     "classification",
     "cola",
     "dbpedia",
