@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from tlprune.interop.acdc import from_acdc as from_acdc
     from tlprune.interop.auto_circuit import from_auto_circuit as from_auto_circuit
     from tlprune.interop.edge_pruning import from_edge_pruning as from_edge_pruning
+    from tlprune.interop.edge_pruning import to_edge_pruning as to_edge_pruning
+    from tlprune.interop.edge_pruning_gates import EdgePruningGates as EdgePruningGates
+    from tlprune.interop.edge_pruning_gates import from_edge_pruning_gates as from_edge_pruning_gates
     from tlprune.interop.mib import MibFile as MibFile
     from tlprune.interop.mib import from_mib as from_mib
     from tlprune.interop.mib import to_mib as to_mib
@@ -152,6 +155,7 @@ if TYPE_CHECKING:
     from tlprune.scores import Scores as Scores
     from tlprune.sealing import LeakageError as LeakageError
     from tlprune.sealing import sealed as sealed
+    from tlprune.selection.bisected import Bisected as Bisected
     from tlprune.selection.consistent import Consistent as Consistent
     from tlprune.selection.greedy import Greedy as Greedy
     from tlprune.selection.pattern import NM as NM
@@ -238,6 +242,9 @@ _HOMES = {
     "from_acdc": "interop.acdc",
     "from_auto_circuit": "interop.auto_circuit",
     "from_edge_pruning": "interop.edge_pruning",
+    "to_edge_pruning": "interop.edge_pruning",
+    "EdgePruningGates": "interop.edge_pruning_gates",
+    "from_edge_pruning_gates": "interop.edge_pruning_gates",
     "MibFile": "interop.mib",
     "from_mib": "interop.mib",
     "to_mib": "interop.mib",
@@ -343,6 +350,7 @@ _HOMES = {
     "savings": "pruning.savings",
     "connected_random": "random_circuits",
     "Scores": "scores",
+    "Bisected": "selection.bisected",
     "Consistent": "selection.consistent",
     "Greedy": "selection.greedy",
     "NM": "selection.pattern",

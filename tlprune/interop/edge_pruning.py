@@ -1,18 +1,22 @@
-"""Circuits that the published code of Edge Pruning saved."""
+"""Circuits in the file of the published code of Edge Pruning, read and written."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tlprune.circuit import Circuit
+from tlprune.files import write_whole
 from tlprune.graph import LOGITS, Convention, Graph
 from tlprune.interop.reading import architecture_of, load_json, reading, record
 
 EMBEDDINGS = {"tok_embeds": "embed", "embeds": "embed", "pos_embeds": "pos_embed"}
 HEAD = re.compile(r"a(\d+)\.h(\d+)\.([qkv])")
+READER = re.compile(r"(a\d+)\.(?:h|kv)(\d+)<([qkv])>")
+RESIDUAL = "resid_post"
 
 
 def from_edge_pruning(
@@ -70,8 +74,69 @@ def _pairs(path: Path) -> Sequence[tuple[str, str]]:
     return [(writer, reader) for writer, reader in data]
 
 
+def to_edge_pruning(circuit: Circuit, path: str | Path) -> None:
+    """Write ``edges.json`` as Edge Pruning does: the way back from :func:`from_edge_pruning`, which has the names.
+
+    The token embedding is called ``"tok_embeds"`` where the model has a position embedding beside it, as in GPT-2, and
+    ``"embeds"`` where it has none, as in Llama. The file says nothing of embeddings unless an edge comes from one: a
+    circuit whose embeddings are nodes but have no edges is read again with ``embeddings="separate"``.
+
+    Args:
+        circuit: of edges, with embeddings as separate nodes or always kept, and k and v for each key/value head.
+        path: the file; an existing one is replaced only once the new one is whole.
+
+    Raises:
+        ValueError: the circuit is of other sites, or of a convention that the file has no names for.
+
+    Source: Bhaskar et al., NeurIPS 2024, princeton-nlp/Edge-Pruning.
+
+    Example:
+        >>> import tempfile
+        >>> from tlprune.graph import Architecture
+        >>> graph = Graph(Architecture(n_layers=2, n_heads=4, n_kv_heads=2), Convention("separate"))
+        >>> circuit = Circuit.from_edges(graph, ["embed->a0.h3<q>", "a0.h2->a1.kv1<k>", "m1->logits"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_edge_pruning(circuit, Path(folder, "edges.json"))
+        ...     pairs = json.loads(Path(folder, "edges.json").read_text())
+        ...     again = from_edge_pruning(Path(folder, "edges.json"), graph)
+        >>> pairs, again == circuit
+        ([['embeds', 'a0.h3.q'], ['a0.h2', 'a1.h1.k'], ['m1', 'resid_post']], True)
+    """
+    graph = _sayable(circuit)
+    names = {"embed": "tok_embeds" if "pos_embed" in graph.embeddings else "embeds", "pos_embed": "pos_embeds"}
+    pairs = [edge.split("->") for edge in circuit.edges]
+    content = [[names.get(writer, writer), _their_reader(reader)] for writer, reader in pairs]
+    write_whole(Path(path), json.dumps(content, indent=4) + "\n")
+
+
+def _sayable(circuit: Circuit) -> Graph:
+    """The graph of a circuit that the file has names for."""
+    sites = circuit.sites
+    if sites.kinds != ("edges",) or sites.spans:
+        raise ValueError(
+            f"edges.json needs a circuit of edges that are the same at all positions but this one is of {sites}"
+            f"{' that differ by span' if sites.spans else ''}. Save it with circuit.save()."
+        )
+    convention = circuit.graph.convention
+    said = Convention("kept" if convention.embeddings == "kept" else "separate")
+    if convention != said:
+        raise ValueError(
+            "edges.json needs embeddings that are separate or kept, and q, k and v of their own for each head, k and v "
+            f"shared where the model shares them, but this circuit has: {convention}. Convert it: "
+            f"tp.convert(circuit, tp.Convention({said.embeddings!r}))."
+        )
+    return circuit.graph
+
+
+def _their_reader(name: str) -> str:
+    found = READER.fullmatch(name)
+    if found is None:
+        return RESIDUAL if name == LOGITS else name
+    return ".".join((found[1], f"h{found[2]}", found[3]))
+
+
 def _reader(name: str, grouped: bool) -> str:
-    if name == "resid_post":
+    if name == RESIDUAL:
         return LOGITS
     found = HEAD.fullmatch(name)
     if found is None:

@@ -27,7 +27,19 @@ from tlprune.methods.criteria import (
     SmoothGradCAM,
     Wanda,
 )
-from tlprune.selection import NM, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top
+from tlprune.selection import (
+    NM,
+    Bisected,
+    Connected,
+    Consistent,
+    Greedy,
+    PerOutput,
+    PerTensor,
+    Pruned,
+    Ratio,
+    Threshold,
+    Top,
+)
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 from tlprune.versions import versions
@@ -42,7 +54,7 @@ PARTS = {
         *(Magnitude, MagnitudeGradient, MagnitudeActivation, GradCAM, SmoothGrad, SmoothGradCAM, SNIP, Wanda),
         RandomCriterion,
         *(GaussianNoise, Mean, Resample, Zero),
-        *(NM, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top),
+        *(NM, Bisected, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top),
     )
 }
 

@@ -1,5 +1,6 @@
 """Selection: which circuit of a given size scores give."""
 
+from tlprune.selection.bisected import Bisected as Bisected
 from tlprune.selection.consistent import Consistent as Consistent
 from tlprune.selection.greedy import Greedy as Greedy
 from tlprune.selection.pattern import NM as NM
