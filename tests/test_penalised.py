@@ -151,8 +151,8 @@ def test_constants_are_trained_in_place_and_a_new_one_gives_the_same_again() -> 
     moved = [not torch.equal(a, b) for a, b in zip(first.parameters(), start.parameters(), strict=True)]
     assert all(moved[:-1]), "the last MLP is read by the logits alone"
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert found.provenance["ablation"] == start.as_dict()
-    with pytest.raises(ValueError, match="Give the object that it was found with"):
+    assert found.provenance["ablation"] == first.as_dict() == second.as_dict() != start.as_dict()
+    with pytest.raises(ValueError, match=rf"hash is {first.values_hash}\. Give the object that it was found with"):
         found.on(model)
     assert found.on(model, ablation=first)(task.test).isfinite().all()
 

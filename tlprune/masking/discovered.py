@@ -29,9 +29,14 @@ def ablation_of_discovery(circuit: Circuit) -> Ablation:
         return WHOLE[name](**told)
     if name == "mean":
         raise ValueError(_mean_text(told))
-    data = "trained values" if name == "constant" else "data"
+    if name == "constant":
+        raise ValueError(
+            f"This circuit was found under constant ablation, whose trained values are not in it; their hash is "
+            f"{told.get('values')}. Give the object that it was found with, or its file: "
+            "ablation=tp.Constant.load(path, model)."
+        )
     raise ValueError(
-        f"This circuit was found under {name} ablation, whose {data} are not in it. Give the object that it was found "
+        f"This circuit was found under {name} ablation, whose data are not in it. Give the object that it was found "
         "with: ablation=..."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -85,13 +86,14 @@ class Mean:
 
     def means(self, backend: Backend, wanted: Wanted) -> Activations:
         """Averages over the reference prompts: one batch's activations are held at a time, and sums."""
+        if not len(self.prompts.ids):
+            raise ValueError("A mean needs reference prompts but got none. Give at least one.")
         totals: Activations | None = None
         for rows in torch.argsort(self.prompts.lengths, stable=True).split(self.batch_size):
             tokens = self.prompts.rows(rows).trimmed().to(backend.device)
             sums = self._sums(backend.observe(tokens, wanted), tokens)
             totals = sums if totals is None else totals.with_tensors(map(torch.add, totals.tensors, sums.tensors))
-        if totals is None:
-            raise ValueError("A mean needs reference prompts but got none. Give at least one.")
+        assert totals is not None
         return totals.map(lambda total: (total / self._count()).to(backend.dtype))
 
     def _sums(self, seen: Activations, tokens: Tokens) -> Activations:
@@ -185,11 +187,8 @@ class MeasuredMean:
         """
         tensors, data = read_tensors(Path(path), FORMAT)
         check_format(data, Path(path), FORMAT, VERSION)
-        parts = [_numbered(tensors, kind) for kind in ("embeddings", "heads", "mlps", "streams")]
-        sent = _values(_numbered(tensors, "sent"))
-        activations = Activations(*map(_values, parts), neurons=_numbered(tensors, "neurons"), sent=sent)
         origin = {key: value for key, value in data.items() if key not in ("format", "version")}
-        means = MeasuredMean(activations, origin)
+        means = MeasuredMean(activations_named(tensors), origin)
         if reference is not None:
             means.check_reference(reference)
         return means
@@ -216,10 +215,12 @@ def _check_length(over: str, length: int, clean: Tokens) -> None:
         )
 
 
-def _numbered(tensors: dict[str, Tensor], kind: str) -> dict[int, Tensor]:
+def activations_named(tensors: Mapping[str, Tensor]) -> Activations:
+    """Activations from tensors that are called by part and place, such as ``"heads.3"``."""
+    parts = [tuple(_numbered(tensors, kind).values()) for kind in ("embeddings", "heads", "mlps", "streams", "sent")]
+    return Activations(*parts[:4], neurons=_numbered(tensors, "neurons"), sent=parts[4])
+
+
+def _numbered(tensors: Mapping[str, Tensor], kind: str) -> dict[int, Tensor]:
     found = {int(name.partition(".")[2]): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
     return dict(sorted(found.items()))
-
-
-def _values(part: dict[int, Tensor]) -> tuple[Tensor, ...]:
-    return tuple(part.values())

@@ -110,4 +110,4 @@ class MaskTraining(ABC):
         masks = self.masks(model, discovery, sites, ablation, progress=progress).to(backend_of(model).device)
         masked = Masked(model, masks, ablation)
         fit(masked, examples, **self.plan(masks), keep=keep or None, progress=progress, **files)
-        return masks, provenance
+        return masks, {**provenance, "ablation": ablation.as_dict()}  # whose constants, if it has any, were trained

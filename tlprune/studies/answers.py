@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tlprune.backends import backend_of
 from tlprune.circuit import Circuit
@@ -140,7 +140,7 @@ class Kept:
             ValueError: the circuit is of another model, or does not tell its ablation in full.
         """
         masked = self.asking.masked(circuit)
-        told = {"circuit": fingerprint_of(circuit), "ablation": _told(masked.ablation)}
+        told = {"circuit": fingerprint_of(circuit), "ablation": masked.ablation.as_dict()}
         path = path_of(Path(), run).with_suffix(".safetensors")
         return self._kept(path, told, lambda: self.asking.of_subnetwork(masked))
 
@@ -183,12 +183,3 @@ def fingerprint_of(circuit: Circuit) -> str:
     digest = hashlib.sha256(json.dumps(circuit.sites.as_dict(), sort_keys=True).encode())
     digest.update(circuit.kept.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _told(ablation: Ablation) -> dict[str, Any]:
-    """What tells one ablation from another; of learned constants their values, too."""
-    told = ablation.as_dict()
-    if isinstance(ablation, nn.Module):
-        values = b"".join(value.detach().float().cpu().numpy().tobytes() for value in ablation.parameters())
-        told = {**told, "values": hashlib.sha256(values).hexdigest()[:16]}
-    return told
