@@ -264,6 +264,15 @@ def test_what_cannot_be_done_is_refused_before_any_training(
         tp.saliency_grid(dataclasses.replace(grid, out=grid.out / "other", test="none"))
 
 
+@pytest.mark.parametrize(("field", "value"), [("rate", 0.5), ("batches", 1), ("train_count", 30), ("epochs", 1)])
+def test_a_grid_goes_on_with_its_own_settings_only(grid: tp.SaliencyGrid, field: str, value: Any) -> None:
+    tp.saliency_grid(dataclasses.replace(grid, strategies=("LayerMagWeight",)))
+    rows = (grid.out / "rows.jsonl").read_text()
+    with pytest.raises(ValueError, match=rf"another {field} \(.*, now {value}\)"):
+        tp.saliency_grid(dataclasses.replace(grid, **{field: value}))
+    assert (grid.out / "rows.jsonl").read_text() == rows
+
+
 def test_the_shipped_zeros_are_zero(grid: tp.SaliencyGrid, classifier: Path) -> None:
     """What a circuit removes of Hugging Face's tensors is 0 in a model that was trained behind the cut."""
     tp.saliency_grid(dataclasses.replace(grid, epochs=1, models="kept"))
