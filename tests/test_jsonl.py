@@ -11,8 +11,10 @@ import torch
 from test_cli import check_one_line
 from test_tasks import HE, prompts, splits
 
+import tlprune as tp
 from tlprune.circuit import Circuit
 from tlprune.cli import main
+from tlprune.graph import Graph
 from tlprune.task import Task
 from tlprune.tasks import from_pairs, jsonl
 
@@ -89,6 +91,64 @@ def test_a_foil_of_its_own(tmp_path: Path, gpt2: Any) -> None:
     assert set(gpt2.batch_decode(jsonl(gpt2, written(tmp_path, rows)).test.foils)) == {" 8"}
 
 
+def test_twins_without_tags_are_the_same_prompts_without_foils(tmp_path: Path, gpt2: Any) -> None:
+    """Edge Pruning's code takes the tagged part out of a corrupted text where there is one."""
+    tagged = jsonl(gpt2, written(tmp_path, GOOD))
+    plain = [row["corrupted"].replace("<predict>", "").replace("</predict>", "") for row in GOOD]
+    for texts in (plain, [text.partition("=")[0] + "= " for text in plain]):
+        rows = [{**row, "corrupted": text} for row, text in zip(GOOD, texts, strict=True)]
+        for batch, same in zip(splits(jsonl(gpt2, written(tmp_path, rows))), splits(tagged), strict=True):
+            assert torch.equal(batch.clean.ids, same.clean.ids)
+            assert torch.equal(batch.corrupt.ids, same.corrupt.ids)
+            assert bool((batch.foils == -100).all())
+        stated = [{**row, "foil": "9"} for row in rows]
+        assert set(gpt2.batch_decode(jsonl(gpt2, written(tmp_path, stated)).test.foils)) == {" 9"}
+
+
+def test_rows_may_predict_more_than_others(tmp_path: Path) -> None:
+    """Each token of an objective weighs the same; each example of an evaluation, by the tokens that it has."""
+    model, rows = tp.load("testbed"), list[dict[str, str]]()
+    for name, word, foil in (
+        ("John", "he", "she"),
+        ("Anna", "she", "he"),
+        ("Paul", "he", "she"),
+        ("Emma", "she", "he"),
+    ):
+        long = [
+            f"So {name} is <predict>{a}</predict> and <predict>{b}</predict>"
+            for a, b in (("kind", word), ("brave", foil))
+        ]
+        rows.append(dict(zip(("clean", "corrupted"), long, strict=True)))
+        rows.append({key: text.partition(" and")[0] for key, text in rows[-1].items()})
+    batch = jsonl(model, written(tmp_path, rows)).discovery.train()
+    short = int((batch.answers[:, 1] < 0).nonzero()[0])
+    whole = int((batch.answers[:, 1] >= 0).nonzero()[0])
+    assert batch.foils[short, 1] == -100
+    both = batch.rows(torch.tensor([whole, short]))
+    logits = torch.randn(2, 2, model.cfg.d_vocab, generator=torch.Generator().manual_seed(0))
+    places = [(0, 0), (0, 1), (1, 0)]
+    apart = [float(logits[place][both.answers[place]] - logits[place][both.foils[place]]) for place in places]
+    assert float(tp.LogitDifference()(logits, both, logits)) == pytest.approx(-sum(apart) / 3)
+    everything = Circuit.from_edges(model, Graph.of(model).edges())
+    parts = [tp.evaluate(model, everything, both.rows(torch.tensor(own))) for own in ([0, 1], [0], [1])]
+    for name in ("logit_difference", "accuracy"):
+        found, *single = [one["full model"].performance.figure(name).tolist() for one in parts]
+        assert found == pytest.approx(single[0] + single[1], abs=1e-4)
+
+
+def test_objects_over_several_lines_as_in_the_description_of_the_format(tmp_path: Path, gpt2: Any) -> None:
+    flat = jsonl(gpt2, written(tmp_path, GOOD))
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(row, indent=4) for row in GOOD))
+    assert jsonl(gpt2, path).fingerprint == flat.fingerprint
+    path.write_text(json.dumps(GOOD[0], indent=4) + "\n{\n 3: 4\n}")
+    with pytest.raises(ValueError, match=r"mine.jsonl, line 5: .* at character 4"):
+        jsonl(gpt2, path)
+    path.write_text(json.dumps(GOOD[0]) + " " + json.dumps(GOOD[1]))
+    with pytest.raises(ValueError, match=r"line 1: .*Extra data"):
+        jsonl(gpt2, path)
+
+
 def texts(tokenizer: Any, task: Task) -> list[set[str]]:
     return [{text.split("|>")[-1] for text in prompts(tokenizer, batch)} for batch in splits(task)]
 
@@ -152,11 +212,9 @@ REFUSED = {
     ),
     "other place": ({**ONE, "corrupted": "1 + <predict>2</predict> = 3"}, r"at \[4\] and \[2\]"),
     "same answer": ({**ONE, "corrupted": "2 + 0 = <predict>2</predict>"}, "must differ from the answer"),
-    "more answers than others": (
-        {"clean": "1 + <predict>1</predict> = <predict>2</predict>",
-         "corrupted": "1 + <predict>2</predict> = <predict>3</predict>"},
-        "this has 2 and .*line 1 has 1",
-    ),
+    "a twin that is too short": ({**ONE, "corrupted": "1 + 2"}, r"clean one, 5, or .* token, 4, but .* has 3"),
+    "a twin that is too long": ({**ONE, "corrupted": "1 + 2 + 3 = 6"}, "has 7"),
+    "a twin without foil": ({**ONE, "corrupted": "1 + 2 ="}, "this has no foil and .*line 1 has some"),
     "two foils": ({**ONE, "foil": ["3", "4"]}, "1 have 2"),
     "long foil": ({**ONE, "foil": "3 or 4"}, "but '3 or 4' has 3"),
 }  # fmt: skip

@@ -189,12 +189,12 @@ class LogitDifference(_Addressed):
     name = "negative_logit_difference"
 
     def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> Float[Tensor, ""]:
-        if bool((batch.foils < 0).any()):
+        if bool((batch.foils < 0)[batch.answered].any()):
             raise ValueError(
                 "A logit difference needs a foil for each answer but some examples have none, as among three classes. "
                 "Give objective=tp.CrossEntropy(), or tp.KL() to what need not have a gradient at the full model."
             )
-        return -logit_difference(logits, batch).mean()
+        return -mean_answered(logit_difference(logits, batch), batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +349,7 @@ def divergence(logits: Logits, reference: Logits) -> Float[Tensor, "example answ
 
 
 def logit_difference(logits: Logits, batch: Batch) -> Float[Tensor, "example answer"]:
-    """Logit of the correct token less that of the foil."""
-    pick = torch.stack([batch.answers, batch.foils], -1).to(logits.device)
+    """Logit of the correct token less that of the foil; of any two where an example is filled up."""
+    pick = torch.stack([batch.answers, batch.foils], -1).clamp(min=0).to(logits.device)
     answer, foil = exact(logits).gather(-1, pick).unbind(-1)
     return answer - foil

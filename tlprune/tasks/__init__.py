@@ -47,6 +47,7 @@ from tlprune.tasks.mib.building import mib
 from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
 from tlprune.tasks.prompted import prompted
+from tlprune.tasks.tagged_lines import to_jsonl
 
 
 def _of_mib(name: str) -> Callable[..., Task]:
@@ -147,6 +148,7 @@ __all__ = [
     "sst2",
     "stsb",
     "task_builder",
+    "to_jsonl",
     "tweet_sentiment",
     "worded",
     "wordnet",

@@ -10,7 +10,7 @@ from typing import Any
 
 from tlprune.task import Task, Tokenisation
 from tlprune.tasks.lines import SPLITS, TAG, Line, split_lines
-from tlprune.tasks.rows import PaddingSide, Row, task_of_rows
+from tlprune.tasks.rows import NONE, PaddingSide, Row, task_of_rows
 from tlprune.tasks.tokenising import beginning, padding_token, token_bounds, token_ids, tokenizer_of, tokens_within
 
 
@@ -28,11 +28,12 @@ def jsonl(
     ``{"clean": "1 + 2 = <predict>3</predict>", "corrupted": "1 + 4 = <predict>5</predict>", "split": "train"}``.
 
     The text between tags is predicted, each of its tokens from the position before it, given all true tokens before.
-    Tags may stand anywhere, several times in a row; all rows need equally many predicted tokens. The foil of a token is
+    Tags may stand anywhere, several times in a row; rows may differ in how much is predicted. The foil of a token is
     the one at the same place in the corrupted text, or in ``"foil"``: a text, or a list of one for each pair of tags.
+    A corrupted text may also come without tags, whole or up to the answer; there is no foil then but ``"foil"``.
     Text is tokenised without its tags, so that they change no token, and a tag inside a token is an error; a space
     before the first tagged character belongs to its token. What follows the last answer is left out, because attention
-    never looks back at it.
+    never looks back at it. An object may go on over several lines.
 
     Splits: ``"split"`` stands in all rows or in none. Without it all rows serve training and validation alike. Test
     examples are those marked ``"test"``; else the rows of a second file, ``test=``; else ``held_out`` of the training
@@ -51,7 +52,8 @@ def jsonl(
 
     Raises:
         ValueError: naming file and line, if a line is not such an object, its texts differ in their numbers of tokens
-            or answers, or a tag cuts a token; if a split is empty; if test prompts are not of their own.
+            or answers, or a tag cuts a token; if only some rows have foils; if a split is empty; if test prompts are
+            not of their own.
 
     Source: the custom data sets of Edge Pruning (Bhaskar et al., NeurIPS 2024).
 
@@ -71,8 +73,8 @@ def jsonl(
     tokenizer = tokenizer_of(model)
     first = beginning(tokenizer, prepend_bos)
     lines, options = split_lines(Path(path), None if test is None else Path(test), held_out=held_out, seed=seed)
-    rows = {split: [_row(tokenizer, line, first) for line in lines[split]] for split in SPLITS}
-    _refuse_ragged(lines, rows)
+    rows = {split: [row_of_line(tokenizer, line, first) for line in lines[split]] for split in SPLITS}
+    _refuse_some_foils(lines, rows)
     tokenisation = Tokenisation(bool(first), padding_side, "tagged")
     return task_of_rows(Path(path).stem, rows, tokenisation, padding=padding_token(tokenizer), options=options)
 
@@ -84,18 +86,22 @@ class _Tagged:
     answers: list[range]
 
 
-def _row(tokenizer: Any, line: Line, first: list[int]) -> Row:
+def row_of_line(tokenizer: Any, line: Line, first: list[int]) -> Row:
+    """The example of one line, behind the tokens that go first.
+
+    Raises:
+        ValueError: naming the line, as of :func:`jsonl`.
+    """
     with _at(line):
-        clean, corrupt = (_tagged(tokenizer, text) for text in (line.clean, line.corrupted))
-        _check_twins(clean, corrupt)
+        clean = _tagged(tokenizer, line.clean)
+        corrupt = _twin(tokenizer, line.corrupted, clean)
         positions = [token for tokens in clean.answers for token in tokens]
         if not first and positions[0] == 0:
             raise ValueError(
                 "An answer is predicted from the token before it but this one comes first. Put text before it, or give "
                 "prepend_bos=True."
             )
-        answers = [clean.ids[token] for token in positions]
-        foils = _foils(tokenizer, line, clean) if line.foils else [corrupt.ids[token] for token in positions]
+        answers, foils = [clean.ids[token] for token in positions], _foils(tokenizer, line, clean, corrupt)
         if answers == foils:
             raise ValueError(
                 f"A foil must differ from the answer but both are {tokenizer.decode(answers)!r}. Give the corrupted "
@@ -132,6 +138,22 @@ def _stretches(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(pieces), [(ends[number], ends[number + 1]) for number in range(0, len(tags), 2)]
 
 
+def _twin(tokenizer: Any, text: str, clean: _Tagged) -> _Tagged:
+    """The corrupted text, with answers at the same tokens or without tags."""
+    if TAG.search(text):
+        corrupt = _tagged(tokenizer, text)
+        _check_twins(clean, corrupt)
+        return corrupt
+    corrupt, before = _Tagged(text, token_ids(tokenizer, text.rstrip()), []), clean.answers[-1][-1]
+    if len(corrupt.ids) not in (before, len(clean.ids)):
+        raise ValueError(
+            f"A corrupted text without tags needs as many tokens as the clean one, {len(clean.ids)}, or as are before "
+            f"its last predicted token, {before}, but {text!r} has {len(corrupt.ids)}. Replace words by others with as "
+            "many tokens, or tag its answer."
+        )
+    return corrupt
+
+
 def _check_twins(clean: _Tagged, corrupt: _Tagged) -> None:
     if len(clean.ids) != len(corrupt.ids):
         raise ValueError(
@@ -146,7 +168,16 @@ def _check_twins(clean: _Tagged, corrupt: _Tagged) -> None:
         )
 
 
-def _foils(tokenizer: Any, line: Line, clean: _Tagged) -> list[int]:
+def _foils(tokenizer: Any, line: Line, clean: _Tagged, corrupt: _Tagged) -> list[int]:
+    """What each answer is compared with: the twin's answers, those of the line, or nothing."""
+    if line.foils:
+        return _stated_foils(tokenizer, line, clean)
+    if not corrupt.answers:
+        return [NONE for tokens in clean.answers for _ in tokens]
+    return [corrupt.ids[token] for tokens in corrupt.answers for token in tokens]
+
+
+def _stated_foils(tokenizer: Any, line: Line, clean: _Tagged) -> list[int]:
     """The foils' tokens where the answers stand, each in the clean text with only that answer exchanged."""
     _, stretches = _stretches(line.clean)
     if len(line.foils) != len(stretches):
@@ -164,12 +195,13 @@ def _foils(tokenizer: Any, line: Line, clean: _Tagged) -> list[int]:
     return found
 
 
-def _refuse_ragged(lines: dict[str, list[Line]], rows: dict[str, list[Row]]) -> None:
-    count = len(rows["train"][0].positions)
+def _refuse_some_foils(lines: dict[str, list[Line]], rows: dict[str, list[Row]]) -> None:
+    first = NONE in rows["train"][0].foils
     for split in SPLITS:
         for line, row in zip(lines[split], rows[split], strict=True):
-            if len(row.positions) != count:
+            if (NONE in row.foils) != first:
+                has, other = ("no", "some") if NONE in row.foils else ("a", "none")
                 raise ValueError(
-                    f"{line.place}: all rows need equally many predicted tokens but this has {len(row.positions)} and "
-                    f"{lines['train'][0].place} has {count}. Put rows of each number into a file of their own."
+                    f"{line.place}: all rows need foils or none but this has {has} foil and {lines['train'][0].place} "
+                    f"has {other}. Tag all corrupted texts or none, or add 'foil'."
                 )

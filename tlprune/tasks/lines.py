@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ from typing import Any
 SPLITS = ("train", "validation", "test")
 KEYS = ("clean", "corrupted", "split", "foil")
 TAG = re.compile(r"</?predict>")
+SOMETHING, REST = re.compile(r"\S"), re.compile(r"[^\S\n]*[^\s]")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Line:
     Attributes:
         place: file and line number, for errors.
         clean: text with tags.
-        corrupted: its twin, with as many.
+        corrupted: its twin, with as many, or without any.
         split: train, validation or test, where the file says it.
         foils: what the answers are compared with, one for each tag; empty for the twin's own answers.
     """
@@ -41,29 +42,41 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The rows of a file; empty lines are passed over."""
+    """The rows of a file: one JSON object after the other, each from a line of its own on, with empty lines between."""
     try:
-        texts = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"Cannot read the prompts in {path}: {error.strerror}. Give a file of JSON lines.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8 text but byte {error.start} is not. Save it as UTF-8.") from None
-    lines = [_line(f"{path}, line {number}", text) for number, text in enumerate(texts, 1) if text.strip()]
+    lines = [_line(place, row) for place, row in _objects(path, text)]
     if not lines:
         raise ValueError(f"{path} needs at least one row but is empty. Put one JSON object on each line.")
     return lines
 
 
-def _line(place: str, text: str) -> Line:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{place}: each line must be one JSON object but this is not JSON ({error.msg} at character "
-            f"{error.pos + 1}). Check quotes, commas and braces."
-        ) from None
+def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """What stands where in a file; an object may go on over several lines, as in Edge Pruning's own description."""
+    decoder, number, end = json.JSONDecoder(), 1, 0
+    while found := SOMETHING.search(text, end):
+        number += text.count("\n", end, found.start())
+        place = f"{path}, line {number}"
+        try:
+            row, end = decoder.raw_decode(text, found.start())
+            if rest := REST.match(text, end):
+                raise json.JSONDecodeError("Extra data", text, rest.end() - 1)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{place}: each line must be one JSON object but this is not JSON ({error.msg} at character "
+                f"{error.pos - found.start() + 1}). Check quotes, commas and braces."
+            ) from None
+        number += text.count("\n", found.start(), end)
+        yield place, row
+
+
+def _line(place: str, row: Any) -> Line:
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: each line must be a JSON object but this is {text.strip()[:40]!r}. Write {{...}}.")
+        raise ValueError(f"{place}: each line must be a JSON object but this is {str(row)[:40]!r}. Write {{...}}.")
     unknown, lacking = sorted(set(row) - set(KEYS)), [key for key in ("clean", "corrupted") if key not in row]
     if unknown or lacking:
         raise ValueError(
@@ -111,7 +124,7 @@ def split_lines(
                 f"{path} needs rows of every split but {split} is empty. Mark some rows with "
                 f'"split": "{split}", or leave "split" out of all of them.'
             )
-    _refuse_leaks(splits)
+    refuse_leaks(splits)
     return splits, {"file": _record(path), "test": source}
 
 
@@ -148,7 +161,8 @@ def _held_out(path: Path, splits: dict[str, list[Line]], share: float, seed: int
     return {**kept, "test": [line for line in splits["train"] if line.prompt in chosen]}
 
 
-def _refuse_leaks(splits: dict[str, list[Line]]) -> None:
+def refuse_leaks(splits: dict[str, list[Line]]) -> None:
+    """Raise a ValueError for a test prompt that is also one of training or validation."""
     seen = {line.prompt: line.place for split in ("train", "validation") for line in splits[split]}
     for line in splits["test"]:
         if line.prompt in seen:

@@ -11,6 +11,7 @@ import torch
 from tlprune.task import MAIN, Batch, Stream, Task, Tokenisation, Tokens
 
 PaddingSide = Literal["left", "right"]
+NONE = -100  # in place of an answer or foil
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Row:
         corrupt: token ids of its twin, as many.
         positions: where predictions are read, within this prompt.
         answers: right token at each of them.
-        foils: the wrong token it is compared with.
+        foils: the wrong token it is compared with, -100 where there is none.
         label: class or number of the example.
         spans: number of the span that each token belongs to, or -1.
     """
@@ -49,7 +50,8 @@ def task_of_rows(
 
     Args:
         name: short name of the task.
-        splits: examples under ``"train"``, ``"validation"`` and ``"test"``; all with equally many answers.
+        splits: examples under ``"train"``, ``"validation"`` and ``"test"``; those with fewer answers than others are
+            filled up as :class:`~tlprune.Batch` says.
         tokenisation: fixes the side on which shorter prompts are padded.
         padding: token id to pad with.
         options: how the examples were made, as plain data.
@@ -73,15 +75,16 @@ def task_of_rows(
 def _batch(name: str, rows: Sequence[Row], padding: int, side: PaddingSide, span_names: tuple[str, ...]) -> Batch:
     if not rows:
         raise ValueError(f"Task {name!r} needs at least one pair in each split but one is empty. Give it more pairs.")
-    width = max(len(row.clean) for row in rows)
+    width, most = max(len(row.clean) for row in rows), max(len(row.positions) for row in rows)
     before = [width - len(row.clean) if side == "left" else 0 for row in rows]
     return Batch(
         index=torch.arange(len(rows)),
         clean=_padded([row.clean for row in rows], width, padding, side),
         corrupt=_padded([row.corrupt for row in rows], width, padding, side),
-        positions=torch.tensor([row.positions for row in rows]) + torch.tensor(before)[:, None],
-        answers=torch.tensor([row.answers for row in rows]),
-        foils=torch.tensor([row.foils for row in rows]),
+        positions=torch.tensor([_fill(row.positions, most, row.positions[-1]) for row in rows])
+        + torch.tensor(before)[:, None],
+        answers=torch.tensor([_fill(row.answers, most, NONE) for row in rows]),
+        foils=torch.tensor([_fill(row.foils, most, NONE) for row in rows]),
         labels=_labels(name, rows),
         spans=_spans(rows, width, side),
         span_names=span_names,
@@ -110,6 +113,6 @@ def _padded(prompts: list[list[int]], width: int, padding: int, side: PaddingSid
     return Tokens(ids, torch.tensor([_fill([1] * len(prompt), width, 0, side) for prompt in prompts]))
 
 
-def _fill(values: list[int], width: int, filler: int, side: PaddingSide) -> list[int]:
+def _fill(values: list[int], width: int, filler: int, side: PaddingSide = "right") -> list[int]:
     missing = [filler] * (width - len(values))
     return values + missing if side == "right" else missing + values
