@@ -54,7 +54,7 @@ class Training:
         cut: Cut = WHOLE,
     ) -> None:
         self.plan, self.tokenizer, self.splits, self.by, self.accelerator = plan, tokenizer, splits, by, accelerator
-        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.highest_rate, betas=plan.betas)
+        optimiser = torch.optim.AdamW(_groups(model, plan), lr=plan.highest_rate, betas=plan.betas, fused=True)
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
         self.own, self.adam, self.cut = model, optimiser, cut
         self.rows = {name: self.encoded(name) for name in ("train", "validation")}
