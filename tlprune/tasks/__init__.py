@@ -7,6 +7,8 @@ from collections.abc import Callable
 from tlprune.choices import choice
 from tlprune.models.planted import planted_task
 from tlprune.models.taught import taught_task
+from tlprune.models.tracr.compiler import KNOWN as PROGRAMS
+from tlprune.models.tracr.program import tracr_task
 from tlprune.task import Task
 from tlprune.tasks.docstring import docstring
 from tlprune.tasks.gendered_pronoun import gendered_pronoun
@@ -65,6 +67,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "docstring": docstring,
     "planted": planted_task,
     "taught": taught_task,
+    **dict.fromkeys(PROGRAMS, tracr_task),
     "sst2": sst2,
     "cola": cola,
     "stsb": stsb,
