@@ -140,6 +140,7 @@ if TYPE_CHECKING:
     from tlprune.models.shrinking import shrink as shrink
     from tlprune.models.shrunk_files import load_shrunk as load_shrunk
     from tlprune.models.taught import taught as taught
+    from tlprune.models.tracr.program import tracr as tracr
     from tlprune.named import forced as forced
     from tlprune.prompts.prompt import Prompt as Prompt
     from tlprune.pruning.grid import saliency_grid as saliency_grid
@@ -337,6 +338,7 @@ _HOMES = {
     "shrink": "models.shrinking",
     "load_shrunk": "models.shrunk_files",
     "taught": "models.taught",
+    "tracr": "models.tracr.program",
     "forced": "named",
     "Prompt": "prompts.prompt",
     "saliency_grid": "pruning.grid",

@@ -40,10 +40,11 @@ class Architecture:
 
     @staticmethod
     def of(config: Any) -> Architecture:
-        """Read the facts from a TransformerLens configuration; all its bidirectional models are encoders like BERT."""
+        """Read the facts from a TransformerLens configuration; what is bidirectional and has norms is like BERT."""
         # TransformerLens 3 says of a BERT behind a bridge that it attends to what is before.
         behind_a_bridge = (getattr(config, "architecture", None) or "").startswith(("Bert", "Roberta"))
-        if behind_a_bridge or getattr(config, "attention_dir", "causal") == "bidirectional":
+        bidirectional = getattr(config, "attention_dir", "causal") == "bidirectional"
+        if behind_a_bridge or (bidirectional and getattr(config, "normalization_type", "LN") is not None):
             return Architecture(config.n_layers, config.n_heads, config.n_heads, post_norm=True)
         return Architecture(
             n_layers=config.n_layers,

@@ -105,7 +105,8 @@ class Batch:
         span_names: what these numbers stand for.
         accepted: the classes that count as right, where more than one does, ``(example, class)``; ``answers`` has one
             of them. HANS accepts neutral and contradiction of a model of MNLI.
-        targets: the numbers that a regression is to give; its answers and foils are -100.
+        targets: the numbers that a regression is to give, ``(example,)``, or one at each answer position,
+            ``(example, answer)``; its answers and foils are -100.
         groups: a number that examples share which say the same, such as paraphrases of one fact; intervals draw them
             together. ``None`` where each stands for itself. It decides nothing of what is computed of an example.
 
@@ -127,7 +128,7 @@ class Batch:
     spans: Int[Tensor, "example pos"] | None = None
     span_names: tuple[str, ...] = ()
     accepted: Bool[Tensor, "example class"] | None = None
-    targets: Float[Tensor, "example"] | None = None
+    targets: Float[Tensor, "example *answer"] | None = None
     groups: Int[Tensor, "example"] | None = None
 
     def __post_init__(self) -> None:

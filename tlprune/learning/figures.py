@@ -70,15 +70,15 @@ def figures(logits: Logits, batch: Batch, reference: Logits) -> dict[str, Float[
 
 
 def _errors(logits: Logits, batch: Batch, reference: Logits) -> dict[str, Float[Tensor, "example"]]:
-    """Of a regression: from the full model's output, and from the number that is right."""
-    output = exact(logits)[:, 0, 0]
+    """Of a regression: from the full model's output, and from the number that is right; the means over answers."""
+    output, targets = exact(logits)[..., 0], targets_of(batch)
     return {
-        "squared_error": (output - reference[:, 0, 0]).square(),
-        "target_error": (output - targets_of(batch).to(output)).square(),
+        "squared_error": (output - reference[..., 0]).square().mean(-1),
+        "target_error": (output - targets.to(output).view(len(output), -1)).square().mean(-1),
     }
 
 
-def targets_of(batch: Batch) -> Float[Tensor, "example"]:
+def targets_of(batch: Batch) -> Float[Tensor, "example *answer"]:
     """The numbers that a regression is to give.
 
     Raises:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from tlprune.learning.best import Best
 from tlprune.learning.budgets import Budget, Budgets, Lagrangian
 from tlprune.learning.checkpoint import resume, write_checkpoint
-from tlprune.learning.objectives import KL, Objective, Sum
+from tlprune.learning.objectives import KL, Objective, SquaredError, Sum
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.records import Step
 from tlprune.learning.reports import Report, metrics_file
@@ -19,6 +19,7 @@ from tlprune.learning.settings import settings_of
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.masking.unembedding import vocabulary
 from tlprune.schedules import linear
 from tlprune.task import Discovery
 
@@ -48,7 +49,8 @@ def steps(  # noqa: PLR0913
     Args:
         masked: the model with trainable masks.
         discovery: ``task.discovery``.
-        objective: what to keep; by default :class:`KL` to the full model.
+        objective: what to keep; by default :class:`KL` to the full model, of a model with one output
+            :class:`SquaredError`.
         budget: what to remove; by default 95% of the sites, approached over five sixths of the steps.
         steps: how many to take.
         batch_size: examples per step, all of them where there are fewer; or a number for each stream.
@@ -75,7 +77,7 @@ def steps(  # noqa: PLR0913
     if patience is not None and not validate_every:
         raise ValueError("Patience counts validations but there are none. Give validate_every, or no patience.")
     plan = Plan(
-        objective=objective or KL(),
+        objective=objective or faithful(masked),
         budget=budget or Lagrangian(linear(0, 0.95, steps=steps * 5 // 6)),
         optimiser=optimiser or Optimiser(),
         steps=steps,
@@ -94,6 +96,17 @@ def steps(  # noqa: PLR0913
     # At once, so that a folder that cannot be written is found before training.
     write_checkpoint(path, training, best, settings)
     return _Steps(training, best, lambda: write_checkpoint(path, training, best, settings), checkpoint_every)
+
+
+def faithful(masked: Masked) -> Objective:
+    """What is small where a masked model does as the full one: of numbers their squared difference, else the KL.
+
+    Example:
+        >>> import tlprune as tp
+        >>> [faithful(tp.Masked(one.model, one.circuit)).name for one in (tp.planted("copy"), tp.tracr("xproportion"))]
+        ['kl', 'squared_error']
+    """
+    return SquaredError() if vocabulary(masked.backend) == 1 else KL()
 
 
 def fit(

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.gates import HardConcrete
-from tlprune.learning.objectives import KL
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges as edge_sites
@@ -26,9 +25,9 @@ from tlprune.task import Discovery
 class EdgePruning(MaskTraining):
     """Find the edges that a behaviour needs.
 
-    Every edge has a hard concrete gate. Training lowers ``KL(full || masked)`` at the answer positions under a
-    Lagrangian that raises sparsity to the target; the circuit is the edges whose gates are most likely open, exactly
-    as many as asked for.
+    Every edge has a hard concrete gate. Training lowers ``KL(full || masked)`` at the answer positions (of a model with
+    one output the squared difference) under a Lagrangian that raises sparsity to the target; the circuit is the edges
+    whose gates are most likely open, exactly as many as asked for.
 
     Attributes:
         sparsity: fraction of the edges to remove, in (0, 1).
@@ -42,6 +41,7 @@ class EdgePruning(MaskTraining):
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
+        objective: what training lowers; by default the difference from the full model, as of :func:`~tlprune.fit`.
         warm_start: a method whose scores decide where gates start, such as ``tp.EAPIG()``. With the rank of an edge
             scaled to ``r`` in [0, 1], 1 for the highest, its first ``log_alpha`` is the recipe's plus
             ``spread * (2 r - 1)``: the mean stays that of a cold start, and no score is an outlier.
@@ -70,6 +70,7 @@ class EdgePruning(MaskTraining):
     kv: Literal["shared", "per_query_head"] = "shared"
     validate_every: int | None = None
     seed: int = 0
+    objective: Any = None
     warm_start: Any = None
     warm_by: By = "absolute"
     spread: float = 1.0
@@ -108,7 +109,7 @@ class EdgePruning(MaskTraining):
         recipe = RECIPES[self.recipe]
         steps, count = self.steps or recipe.steps, self.keep(masks.sites)["edges"]
         return {
-            "objective": KL(),
+            "objective": self.objective,
             "budget": recipe.budget(count, len(masks.log_alpha[masks.part()]), steps),
             "steps": steps,
             "batch_size": self.batch_size,

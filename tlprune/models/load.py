@@ -11,6 +11,8 @@ from tlprune.models.bridge import TESTBED, bridge_by_name
 from tlprune.models.huggingface import from_huggingface
 from tlprune.models.planted import planted
 from tlprune.models.taught import DIRECTORY as TAUGHT
+from tlprune.models.tracr.compiled import PREFIX as COMPILED
+from tlprune.models.tracr.program import named
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
 from tlprune.models.world import DIRECTORY as WORLD
 
@@ -24,10 +26,11 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     Args:
         model: ``"testbed"``: the small trained model in the package; ``"planted"`` or ``"planted-and"``, ``-or``,
             ``-adder``, ``-copy``: models whose circuit was written by hand; ``"taught"``: a trained one whose circuit
-            is known; ``"world"``: one that knows the facts of an invented world (``tp.tasks.world``); a local directory
-            in Hugging Face format or a transformers model (see :func:`~tlprune.from_huggingface` and
-            :func:`~tlprune.bridge`); a name that TransformerLens knows (downloaded, no weight folded); or a
-            TransformerLens model, which is returned as it is.
+            is known; ``"world"``: one that knows the facts of an invented world (``tp.tasks.world``);
+            ``"tracr-reverse"`` and the other programs of :func:`~tlprune.tracr`; a local directory in Hugging Face
+            format or a transformers model (see :func:`~tlprune.from_huggingface` and :func:`~tlprune.bridge`); a name
+            that TransformerLens knows (downloaded, no weight folded); or a TransformerLens model, which is returned as
+            it is.
         device: where to put it; by default a GPU if there is one.
         dtype: of its weights.
 
@@ -47,6 +50,8 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
     if name == "planted" or name.startswith("planted-"):
         return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
+    if name.startswith(COMPILED):
+        return _moved(named(name.removeprefix(COMPILED)).model(), device, dtype)
     directory = {"testbed": TESTBED, "taught": TAUGHT, "world": WORLD}.get(name) or Path(name)
     if directory.is_dir():
         return from_huggingface(directory, device=device, dtype=dtype)

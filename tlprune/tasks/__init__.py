@@ -8,6 +8,8 @@ from functools import partial
 from tlprune.choices import choice
 from tlprune.models.planted import planted_task
 from tlprune.models.taught import taught_task
+from tlprune.models.tracr.compiler import KNOWN as PROGRAMS
+from tlprune.models.tracr.program import tracr_task
 from tlprune.task import Task
 from tlprune.tasks.boolean_expressions import boolean_expressions
 from tlprune.tasks.docstring import docstring
@@ -70,6 +72,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "boolean-instruction": partial(boolean_expressions, prompts="instruction"),
     "planted": planted_task,
     "taught": taught_task,
+    **dict.fromkeys(PROGRAMS, tracr_task),
     "sst2": sst2,
     "cola": cola,
     "stsb": stsb,

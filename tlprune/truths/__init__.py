@@ -12,6 +12,7 @@ from tlprune.truths.ioi import IOI
 from tlprune.truths.planted import PLANTED
 from tlprune.truths.stating import Truth, with_internal
 from tlprune.truths.taught import TAUGHT
+from tlprune.truths.tracr import TRACR
 
 TRUTHS: dict[str, Truth] = {
     "ioi": IOI,
@@ -19,6 +20,7 @@ TRUTHS: dict[str, Truth] = {
     "docstring": DOCSTRING,
     "planted": PLANTED,
     "taught": TAUGHT,
+    **TRACR,
 }
 
 __all__ = ["TRUTHS", "Truth", "truth", "with_internal"]

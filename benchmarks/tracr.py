@@ -1,0 +1,259 @@
+"""Which methods find the circuits of compiled programs, which are computed and so beyond dispute.
+
+    python -m benchmarks.tracr --out tracr.jsonl [--programs reverse xproportion] [--methods short paper acdc]
+
+Each run is one line of the file; runs that are there already are not repeated. ``reverse`` and ``xproportion`` are in the
+package, other programs need ``pip install 'tlprune[tracr]'``. Everything is under zero ablation. Methods that are told
+a size are told that of the behavioural circuit; ACDC's follows from its threshold, that of ``paper`` from its gates.
+
+``paper`` is the released code's training of the two programs that it has: separate nodes for both embeddings, its rates,
+lengths and targets, for xproportion its loss over places and gates on nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import tyro
+from jaxtyping import Float
+from torch import Tensor
+
+import tlprune as tp
+from tlprune.learning.objectives import Sum
+from tlprune.models.tracr.program import Tracr
+from tlprune.schedules import join, linear
+
+Found = tuple[tp.Circuit, str]  # of edges, and the convention of their embeddings
+PROGRAMS = ("reverse", "xproportion", "sort", "hist", "shuffle-dyck")
+THRESHOLD = 1e-4  # ACDC's
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        out: one JSON object per run; continued where it exists.
+        programs: as of ``tp.tracr``.
+        methods: names of METHODS.
+        seeds: of the methods that draw.
+        summary: only print the table of what is there.
+    """
+
+    out: Path
+    programs: tuple[str, ...] = PROGRAMS
+    methods: tuple[str, ...] = ("short", "paper", "acdc", "eap", "eap-ig")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    summary: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """The released settings of one program.
+
+    Attributes:
+        rate: of the masks.
+        multiplier_rate: of the multipliers.
+        steps: in all; and so on.
+        warmup: steps over which rates rise.
+        rise: steps over which targets rise.
+        edges: target sparsity of edges.
+        nodes: target sparsity of nodes, where these have gates.
+    """
+
+    rate: float
+    multiplier_rate: float
+    steps: int
+    warmup: int
+    rise: int
+    edges: float
+    nodes: float | None = None
+
+
+PUBLISHED = {
+    "reverse": Published(0.03, 0.001, 6000, 1500, 5900, 1.02),
+    "xproportion": Published(1.0, 1e-4, 720, 96, 640, 0.92, 0.4),
+}
+
+
+@dataclass(frozen=True)
+class OverPlaces:
+    """KL between softmaxes over the places of a prompt, of models that give one number at each."""
+
+    name: str = "kl_over_places"
+    on: str = "main"
+    run: str = "kept"
+
+    def __call__(self, logits: Tensor, batch: Any, reference: Tensor) -> Float[Tensor, ""]:
+        wanted, found = (one[..., 0].log_softmax(-1) for one in (reference, logits))
+        return (wanted.exp() * (wanted - found)).sum(-1).mean()
+
+
+def short(one: Tracr, seed: int) -> Found:
+    method = tp.EdgePruning(edges=len(one.behavioural), seed=seed)
+    return method.find(one.model, one.task, ablation=tp.Zero()), "merged"
+
+
+def paper(one: Tracr, seed: int) -> Found:
+    settings = PUBLISHED[one.program.name]
+    sites, budget = tp.edges(one.model, embeddings="separate"), _rising(settings.edges, settings.rise, "edges")
+    if settings.nodes is not None:
+        sites += tp.nodes(one.model, embeddings="separate")
+        budget = budget + _rising(settings.nodes, settings.rise, "nodes")
+    # The released gates start at a normal draw around 10.
+    start = torch.normal(10.0, 0.01, (len(sites),), generator=torch.Generator().manual_seed(seed))
+    masks = tp.Masks(sites, tp.HardConcrete(initial=10.0), start=start)
+    optimiser = tp.Optimiser(
+        rate=settings.rate,
+        multiplier_rate=settings.multiplier_rate,
+        weight_decay=0.01,
+        clip=1.0,
+        warmup=settings.warmup,
+    )
+    masked, objective = tp.Masked(one.model, masks, tp.Zero()), _objective(one)
+    options = {"steps": settings.steps, "batch_size": 16, "optimiser": optimiser, "seed": seed}
+    tp.fit(masked, one.task.discovery, objective, budget, **options)
+    return _hard(masks, one), "separate"
+
+
+def _rising(target: float, steps: int, kind: str) -> tp.Lagrangian:
+    return tp.Lagrangian(join(linear(0.0, target, steps=steps), lambda _: target, at=steps), "sampled", on=kind)
+
+
+def _objective(one: Tracr) -> Any:
+    """The released losses sum over places."""
+    return OverPlaces() if one.program.outputs is None else Sum(((float(one.program.length), tp.KL()),))
+
+
+def _hard(masks: tp.Masks, one: Tracr) -> tp.Circuit:
+    """As many edges as the soft values add up to, of those with the highest; an edge has its writer's gate, too."""
+    values = _soft(masks)
+    sites = tp.edges(one.model, embeddings="separate")
+    product = values[masks.sites.part("edges")]
+    if "nodes" in masks.sites.kinds:
+        gates = dict(zip(sites.graph.writers, values[masks.sites.part("nodes")], strict=True))
+        product = product * torch.stack([gates[edge.partition("->")[0]] for edge in sites.graph.edges()])
+    return tp.Scores(sites, product).top(round(float(product.sum())))
+
+
+def _soft(masks: tp.Masks) -> Float[Tensor, "site"]:
+    """Deterministic values: as many as the gates expect to be closed are 0, kind by kind."""
+    values = masks.gate.soft(masks.log_alpha.detach()).clone()
+    for kind in masks.sites.kinds:
+        part = masks.sites.part(kind)
+        closed = round(float((1 - masks.gate.expected_kept(masks.log_alpha.detach()[part])).sum()))
+        own = values[part]
+        own[own.argsort()[:closed]] = 0
+        values[part] = own
+    return values
+
+
+def acdc(one: Tracr, seed: int) -> Found:
+    objective = tp.SquaredError() if one.program.outputs is None else tp.KL()
+    method = tp.ACDC(threshold=THRESHOLD, objective=objective, examples=None)
+    return method.find(one.model, one.task, ablation=tp.Zero()), "merged"
+
+
+def eap(one: Tracr, seed: int) -> Found:
+    method = tp.EAP(edges=len(one.behavioural))
+    return method.find(one.model, one.task, ablation=tp.Zero()), "merged"
+
+
+def eap_ig(one: Tracr, seed: int) -> Found:
+    objective = {"objective": tp.SquaredError()} if one.program.outputs is None else {}
+    method = tp.EAPIG(edges=len(one.behavioural), **objective)
+    return method.find(one.model, one.task, ablation=tp.Zero()), "merged"
+
+
+METHODS: dict[str, Callable[[Tracr, int], Found]] = {
+    "short": short,
+    "paper": paper,
+    "acdc": acdc,
+    "eap": eap,
+    "eap-ig": eap_ig,
+}
+DRAW = ("short", "paper")
+
+
+def main() -> None:
+    settings = tyro.cli(Settings)
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in settings.out.read_text().splitlines()] if settings.out.exists() else []
+    done = {(row["program"], row["method"], row["seed"]) for row in rows}
+    for program in () if settings.summary else settings.programs:
+        one = tp.tracr(program)
+        for method, seed in _runs(program, settings):
+            if (program, method, seed) not in done:
+                rows.append(_row(one, method, seed))
+                with settings.out.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    print(table(rows))
+
+
+def _runs(program: str, settings: Settings) -> Iterable[tuple[str, int]]:
+    for method in settings.methods:
+        if method != "paper" or program in PUBLISHED:
+            yield from ((method, seed) for seed in (settings.seeds if method in DRAW else (0,)))
+
+
+def _row(one: Tracr, method: str, seed: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {"program": one.program.name, "method": method, "seed": seed}
+    begun = time.perf_counter(), time.process_time()
+    try:
+        found, embeddings = METHODS[method](one, seed)
+    except ValueError as error:
+        return facts | {"refused": str(error)}
+    facts |= {"seconds": time.perf_counter() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
+    behavioural, structural = one.behavioural_with("zero", embeddings), one.structural_with(embeddings)
+    facts |= {"embeddings": embeddings, "edges": len(found.graph.edges()), "kept": len(found), "names": found.edges}
+    facts |= {"behavioural": _against(found, behavioural), "structural": _against(found, structural)}
+    return facts | {"solves": one.solves(found), "least": one.is_least(found)}
+
+
+def _against(found: tp.Circuit, true: tp.Circuit) -> dict[str, float]:
+    both = len(found & true)
+    return {"true": len(true), "precision": both / max(1, len(found)), "recall": both / len(true)}
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Means over seeds, and how many of the seeds are exact."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["program"], row["method"]), []).append(row)
+    lines = [
+        "| program | method | true / all | kept | behavioural: precision, recall | structural | exact | alone | s |"
+    ]
+    lines.append("|" + "---|" * 9)
+    return "\n".join([*lines, *(_line(*key, group) for key, group in groups.items())])
+
+
+def _line(program: str, method: str, group: list[dict[str, Any]]) -> str:
+    group = [row for row in group if "refused" not in row]
+    if not group:
+        return f"| {program} | {method} | - | - | - | - | - | - | - |"
+    exact = [row["behavioural"]["precision"] == row["behavioural"]["recall"] == 1 for row in group]
+    alone = sum(row["solves"] for row in group)
+    cells = [
+        f"{group[0]['behavioural']['true']} / {group[0]['edges']}",
+        ", ".join(dict.fromkeys(str(row["kept"]) for row in group)),
+        *(_means(group, kind) for kind in ("behavioural", "structural")),
+        f"{sum(exact)} of {len(group)}",
+        f"{alone} of {len(group)} ({sum(row['least'] for row in group)} least)",
+        f"{mean(row['cpu_seconds'] for row in group):.1f}",
+    ]
+    return f"| {program} | {method} | {' | '.join(cells)} |"
+
+
+def _means(group: list[dict[str, Any]], kind: str) -> str:
+    return ", ".join(f"{mean(row[kind][figure] for row in group):.2f}" for figure in ("precision", "recall"))
+
+
+if __name__ == "__main__":
+    main()
