@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
+from tlprune.learning.budgets import Budget, Budgets
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.mask_training import MaskTraining
 from tlprune.methods.recipe import Recipe
 from tlprune.methods.scales import By, check_by, scaled, scores_of
-from tlprune.methods.scoring import check_sparsity, size
+from tlprune.methods.scoring import check_sparsity
+from tlprune.methods.scoring import size as count_of
+from tlprune.methods.writer_gates import joint_scores, reached_circuit, started, with_writers
+from tlprune.scores import Scores
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 
@@ -27,7 +33,8 @@ class EdgePruning(MaskTraining):
 
     Every edge has a hard concrete gate. Training lowers ``KL(full || masked)`` at the answer positions (of a model with
     one output the squared difference) under a Lagrangian that raises sparsity to the target; the circuit is the edges
-    whose gates are most likely open, exactly as many as asked for.
+    whose gates are most likely open, exactly as many as asked for. :data:`tlprune.recipes` has the paper's settings for
+    each of its tasks.
 
     Attributes:
         sparsity: fraction of the edges to remove, in (0, 1).
@@ -48,6 +55,16 @@ class EdgePruning(MaskTraining):
         warm_by: ``"absolute"``: edges that matter either way start most open, as suits KL from the full model;
             ``"signed"``: those that help, or that another training of masks kept.
         spread: how far from the recipe's start the first and the last edge are.
+        node_sparsity: gives every writer (embedding, head, MLP) a gate of its own, by which those of its edges are
+            multiplied, and is the fraction of the writers to remove, in (0, 1): the paper's node loss. The edges of
+            the circuit are then those of which the less open of the two gates is most open. ``None`` for edges alone.
+        size: ``"exact"``: as many edges as ``sparsity`` or ``edges`` says; ``"reached"``: as many as training has
+            reached, as the paper's code has it (the noise-free masks' sum, less edges of writers that are removed).
+            ``sparsity`` is then a target, and one above 1 is pressure that never rests (``recipe="paper"`` alone).
+        rate: learning rate of the masks; by default the recipe's, like the next three.
+        multiplier_rate: learning rate of the multipliers.
+        warmup: steps over which rates rise.
+        rise: steps over which targets rise.
 
     Source: Bhaskar, Wettig, Friedman, Chen, "Finding Transformer Circuits with Edge Pruning" (NeurIPS 2024). Warm
     starts: Mondorf et al., "BlackboxNLP-2025 MIB Shared Task: Exploring Ensemble Strategies for Circuit Localization
@@ -74,24 +91,66 @@ class EdgePruning(MaskTraining):
     warm_start: Any = None
     warm_by: By = "absolute"
     spread: float = 1.0
+    node_sparsity: float | None = None
+    size: Literal["exact", "reached"] = "exact"
+    rate: float | None = None
+    multiplier_rate: float | None = None
+    warmup: int | None = None
+    rise: int | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(RECIPES)} but is {self.recipe!r}. Choose one of these.")
-        check_sparsity(self.sparsity, self.edges)
-        for name in ("steps", "batch_size"):
+        self._check_size()
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("rise", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 but is {value}. Leave it out for the recipe's own.")
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least} but is {value}. Leave it out for the recipe's own.")
+        for name in ("rate", "multiplier_rate"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"{name} must be above 0 and finite but is {value}. Leave it out for the recipe's own."
+                )
         check_by(self.warm_by, "warm_by")
         if not (math.isfinite(self.spread) and self.spread >= 0):
             raise ValueError(f"spread must be at least 0 and finite but is {self.spread}. For a cold start give 0.")
 
+    def _check_size(self) -> None:
+        if self.size not in ("exact", "reached"):
+            raise ValueError(f"size must be 'exact' or 'reached' but is {self.size!r}. Choose one of these.")
+        if self.node_sparsity is not None and not 0 < self.node_sparsity < 1:
+            raise ValueError(
+                f"node_sparsity must lie between 0 and 1 but is {self.node_sparsity}. Give the fraction of writers "
+                "to remove, or None."
+            )
+        if self.size == "exact":
+            return check_sparsity(self.sparsity, self.edges)
+        most = 1 if RECIPES[self.recipe].gap == "log_density" else math.inf
+        if self.edges is not None or not 0 < self.sparsity < most:
+            raise ValueError(
+                f"The size that is reached follows a target sparsity above 0, for the short recipe below 1, but "
+                f"sparsity is {self.sparsity} and edges {self.edges}. Give such a sparsity and no edges, or "
+                "size='exact'."
+            )
+        return None
+
     def sites(self, model: Any) -> Sites:
-        return edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
+        found = edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
+        return found if self.node_sparsity is None else with_writers(found)
 
     def keep(self, sites: Sites) -> dict[str, int]:
-        return {"edges": size(self.edges, self.sparsity, sites)}
+        if self.size == "reached":
+            return {}
+        return {"edges": count_of(self.edges, self.sparsity, Sites((sites.group("edges"),)))}
+
+    def circuit(self, masks: Masks, provenance: Mapping[str, Any]) -> Circuit:
+        if self.size == "reached":
+            return reached_circuit(masks, provenance)
+        return self.scores(masks, provenance).top(self.keep(masks.sites)["edges"])
+
+    def scores(self, masks: Masks, provenance: Mapping[str, Any]) -> Scores:
+        return joint_scores(masks, provenance)
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
         gate = HardConcrete(initial=RECIPES[self.recipe].initial)
@@ -102,21 +161,38 @@ class EdgePruning(MaskTraining):
     ) -> Float[Tensor, "site"] | None:
         if self.warm_start is None:
             return None
-        scores = scores_of(self.warm_start, model, discovery, sites, ablation, by=self.warm_by, progress=progress)
-        return (gate.initial + self.spread * (2 * scaled(scores, "rank") - 1)).float()
+        edges = Sites((sites.group("edges"),))
+        scores = scores_of(self.warm_start, model, discovery, edges, ablation, by=self.warm_by, progress=progress)
+        own = (gate.initial + self.spread * (2 * scaled(scores, "rank") - 1)).float()
+        return started(own, sites, gate.initial)
 
     def plan(self, masks: Masks) -> dict[str, Any]:
-        recipe = RECIPES[self.recipe]
-        steps, count = self.steps or recipe.steps, self.keep(masks.sites)["edges"]
+        steps = self.steps or RECIPES[self.recipe].steps
+        recipe = self._tuned(steps)
         return {
             "objective": self.objective,
-            "budget": recipe.budget(count, len(masks.log_alpha[masks.part()]), steps),
+            "budget": self._budget(masks, recipe, steps),
             "steps": steps,
             "batch_size": self.batch_size,
             "optimiser": recipe.optimiser(steps),
             "validate_every": self.validate_every,
             "seed": self.seed,
         }
+
+    def _tuned(self, steps: int) -> Recipe:
+        """The recipe with the rates and warm-ups that were given, which it has as fractions of the steps."""
+        own = {"rate": self.rate, "multiplier_rate": self.multiplier_rate}
+        own |= {name: None if (given := getattr(self, name)) is None else given / steps for name in ("warmup", "rise")}
+        return replace(RECIPES[self.recipe], **{name: value for name, value in own.items() if value is not None})
+
+    def _budget(self, masks: Masks, recipe: Recipe, steps: int) -> Budget | Budgets:
+        kind = None if self.node_sparsity is None else "edges"
+        if self.size == "reached":
+            own = recipe.pressure(self.sparsity, steps, on=kind)
+        else:
+            total = len(masks.log_alpha[masks.part("edges")])
+            own = replace(recipe.budget(self.keep(masks.sites)["edges"], total, steps), on=kind)
+        return own if self.node_sparsity is None else own + recipe.pressure(self.node_sparsity, steps, on="nodes")
 
 
 RECIPES = {

@@ -35,12 +35,20 @@ class HAP(EdgePruning):
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
+        objective: as of :class:`EdgePruning`.
         warm_start: a method whose scores decide where gates start, as of :class:`EdgePruning`.
         warm_by: whether these count by size.
         spread: how far apart the gates start.
+        rate: learning rate of the masks; by default the recipe's, like the next three.
+        multiplier_rate: learning rate of the multipliers.
+        warmup: steps over which rates rise.
+        rise: steps over which the target rises.
+        node_sparsity: nothing but ``None``: edges that are left out have no writers to share.
+        size: nothing but ``"exact"``.
 
     Raises:
-        ValueError: ``attribution`` finds other sites, or keeps fewer edges than are to be kept in the end.
+        ValueError: ``attribution`` finds other sites, or keeps fewer edges than are to be kept in the end;
+            ``node_sparsity`` or ``size`` is another.
 
     Source: Gu et al., "Discovering Transformer Circuits via a Hybrid Attribution and Pruning Framework" (2025).
 
@@ -53,6 +61,14 @@ class HAP(EdgePruning):
     """
 
     attribution: Any = field(default=EAP(sparsity=0.75, selection=Top("absolute")))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.node_sparsity is not None or self.size != "exact":
+            raise ValueError(
+                f"HAP prunes edges to an exact number but node_sparsity is {self.node_sparsity} and size "
+                f"{self.size!r}. Leave both out, or take EdgePruning."
+            )
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
         cold = super().masks(model, discovery, sites, ablation, progress=progress)

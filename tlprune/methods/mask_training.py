@@ -53,6 +53,17 @@ class MaskTraining(ABC):
     def plan(self, masks: Masks) -> Mapping[str, Any]:
         """What :func:`~tlprune.fit` is told: objective, budget, steps, batch size, optimiser, seed."""
 
+    def circuit(self, masks: Masks, provenance: Mapping[str, Any]) -> Circuit:
+        """What :meth:`find` gives: so many sites as :meth:`keep` says, or what is more likely kept than not."""
+        keep = self.keep(masks.sites)
+        if keep:
+            return masks.circuit(**keep, provenance=provenance)
+        return masks.circuit(threshold=MORE_LIKELY_KEPT, provenance=provenance)
+
+    def scores(self, masks: Masks, provenance: Mapping[str, Any]) -> Scores:
+        """What :meth:`score` gives: where each gate ended."""
+        return masks.scores(provenance)
+
     def find(
         self,
         model: Any,
@@ -76,11 +87,7 @@ class MaskTraining(ABC):
             progress: whether to show a progress bar.
         """
         files = {"metrics": metrics, "checkpoint": checkpoint}
-        masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
-        keep = self.keep(masks.sites)
-        if keep:
-            return masks.circuit(**keep, provenance=provenance)
-        return masks.circuit(threshold=MORE_LIKELY_KEPT, provenance=provenance)
+        return self.circuit(*self._trained(model, task, ablation, progress=progress, **files))
 
     def score(
         self,
@@ -97,8 +104,7 @@ class MaskTraining(ABC):
         The arguments are those of :meth:`find`, which does the same training.
         """
         files = {"metrics": metrics, "checkpoint": checkpoint}
-        masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
-        return masks.scores(provenance)
+        return self.scores(*self._trained(model, task, ablation, progress=progress, **files))
 
     def _trained(
         self, model: Any, task: Task | Discovery, ablation: Ablation | None, *, progress: bool, **files: Any

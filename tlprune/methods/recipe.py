@@ -43,9 +43,13 @@ class Recipe:
     samples: int = 1
 
     def budget(self, count: int, total: int, steps: int) -> Lagrangian:
+        """What leads to ``count`` of ``total`` sites."""
         least = 0.5 if self.gap == "log_density" else 0  # no density is the logarithm of nothing
-        target = 1 - max(count, least) / total
-        return Lagrangian(self._schedule(target, round(self.rise * steps)), self.measure, gap=self.gap)
+        return self.pressure(1 - max(count, least) / total, steps)
+
+    def pressure(self, sparsity: float, steps: int, *, on: str | None = None) -> Lagrangian:
+        """What leads to a sparsity of the sites of a kind, or of all; above 1 it is never reached and never rests."""
+        return Lagrangian(self._schedule(sparsity, round(self.rise * steps)), self.measure, on=on, gap=self.gap)
 
     def _schedule(self, sparsity: float, steps: int) -> Schedule:
         rise = {"linear": linear, "logarithmic": logarithmic}[self.path]
