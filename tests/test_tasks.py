@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2TokenizerFast, LlamaForCausalLM
 
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
-from tlprune.tasks import TASKS, Pair, from_pairs, gendered_pronoun, greater_than, induction, ioi
+from tlprune.tasks import TASKS, Pair, from_pairs, gendered_pronoun, greater_than, induction, ioi, ioi_t1
 from tlprune.tasks.gendered_pronoun import NAMES, STORY_NAMES, STORY_TEMPLATES
 from tlprune.tasks.greater_than import valid_answers
 
@@ -92,6 +92,41 @@ def test_ioi_has_both_orders(testbed):
     first = task.discovery.train().clean.ids[:, 1] == task.discovery.train().answers[:, 0]
     assert first.any()
     assert not first.all()
+
+
+SINGLE = "{A} met {B} and {S} wrote to"
+
+
+@pytest.mark.parametrize(("order", "firsts"), [("ABBA", {True}), ("BABA", {False}), ("both", {True, False})])
+def test_ioi_t1_has_one_template_in_the_orders_asked_for(testbed, order, firsts):
+    task = ioi_t1(testbed, order=order, template=SINGLE, **SIZES)
+    for batch in splits(task):
+        for text, twin, answer, foil in zip(
+            prompts(testbed, batch), prompts(testbed, batch, twin=True),
+            testbed.batch_decode(batch.answers), testbed.batch_decode(batch.foils), strict=True,
+        ):  # fmt: skip
+            _, first, met, second, also, again, *rest = text.split()
+            assert [met, also, *rest] == ["met", "and", "wrote", "to"]
+            assert (first == answer) in firsts
+            assert {first, second} == {answer, foil}
+            assert again == foil
+            others = twin.split()
+            assert len({others[1], others[3], others[5], first, second}) == 5
+    seen = {text.split()[1] == answer for text, answer in zip(
+        prompts(testbed, task.test), testbed.batch_decode(task.test.answers), strict=True
+    )}  # fmt: skip
+    assert seen == firsts
+
+
+def test_ioi_t1_holds_out_names_alone_and_takes_its_own_template_under_gpt2(gpt2):
+    task = ioi_t1(gpt2, **SIZES)
+    kept = set(task.options["held_out_names"])
+    for batch in (task.discovery.train(), task.discovery.validation()):
+        assert not kept & set(gpt2.decode(batch.clean.ids.flatten()).replace(",", "").split())
+        assert not kept & set(gpt2.decode(batch.corrupt.ids.flatten()).replace(",", "").split())
+    for text, answer in zip(prompts(gpt2, task.test), gpt2.batch_decode(task.test.answers), strict=True):
+        assert re.fullmatch(r"<\|endoftext\|>Then, \w+ and \w+ went to the [\w ]+\. \w+ gave a [\w ]+ to", text)
+        assert answer.strip() in kept
 
 
 def test_gendered_pronoun_holds_out_templates_and_names(testbed):

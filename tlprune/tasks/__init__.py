@@ -16,7 +16,7 @@ from tlprune.tasks.docstring import docstring
 from tlprune.tasks.gendered_pronoun import gendered_pronoun
 from tlprune.tasks.greater_than import greater_than
 from tlprune.tasks.induction import induction
-from tlprune.tasks.ioi import ioi
+from tlprune.tasks.ioi import ioi, ioi_t1
 from tlprune.tasks.jsonl import jsonl
 from tlprune.tasks.knowledge.building import knowledge
 from tlprune.tasks.knowledge.facts import Fact, Templates, Worded, worded
@@ -64,6 +64,7 @@ def _of_wordnet(target: str) -> Callable[..., Task]:
 
 TASKS: dict[str, Callable[..., Task]] = {
     "ioi": ioi,
+    "ioi-t1": ioi_t1,
     "gendered-pronoun": gendered_pronoun,
     "greater-than": greater_than,
     "induction": induction,
@@ -132,6 +133,7 @@ __all__ = [
     "induction",
     "invented_facts",
     "ioi",
+    "ioi_t1",
     "jsonl",
     "knowledge",
     "labelled_data",

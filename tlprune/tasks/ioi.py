@@ -7,11 +7,12 @@ library.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
+from tlprune.choices import choice
 from tlprune.task import Task
 from tlprune.tasks.pairs import Pair
 from tlprune.tasks.sampling import check_templates, drawn_task, filled, hold_out
@@ -41,6 +42,9 @@ TEMPLATES: tuple[str, ...] = (
     "At the {place} {A} argued with {B}, yet in the end {S} awarded a {object} to",
 )
 ALL_NAMES: tuple[str, ...] = NAMES["he"] + NAMES["she"]
+# The single template of IOI-t1, and the first of the fifteen of the source.
+SINGLE = "Then, {A} and {B} went to the {place}. {S} gave a {object} to"
+ORDERS: Mapping[str, tuple[bool, ...]] = {"ABBA": (True,), "BABA": (False,), "both": (False, True)}
 SPAN_NAMES: tuple[str, ...] = ("io", "s1", "s1+1", "s2", "end")
 _SMALLEST_POOL = 5
 
@@ -101,10 +105,73 @@ def ioi(
     )
 
 
+def ioi_t1(
+    model: Any,
+    *,
+    order: Literal["ABBA", "BABA", "both"] = "ABBA",
+    train: int = 200,
+    validation: int = 100,
+    test: int = 200,
+    seed: int = 0,
+    template: str = SINGLE,
+    names: Sequence[str] | None = None,
+) -> Task:
+    """Indirect object identification in a single template: "Then, A and B went to the school. B gave a ring to".
+
+    As :func:`ioi` but for the template, which serves discovery and test alike; a third of the names still appears in
+    the test only.
+
+    Args:
+        model: a model with a tokenizer, or a Hugging Face tokenizer.
+        order: ``"ABBA"``: the second of the first two names comes again; ``"BABA"``: the first one; ``"both"``, each in
+            half of the examples, up to chance.
+        train: examples to learn from.
+        validation: examples for thresholds and early stopping.
+        test: examples for evaluation.
+        seed: fixes the held-out names and every draw.
+        template: text with the slots of :func:`ioi`.
+        names: first names.
+
+    Raises:
+        ValueError: as :func:`ioi`; or there is no such order.
+
+    Source: of the setting, Conmy et al. 2023 (ACDC) and Bhaskar et al. 2024, section 4, who call it IOI-t1; of the
+    template, Wang et al. 2023.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from tlprune.models.testbed_prompts import DIRECTORY
+        >>> words, template = AutoTokenizer.from_pretrained(DIRECTORY), "{A} met {B} and {S} wrote to"
+        >>> task = ioi_t1(words, order="BABA", template=template, train=8, validation=4, test=4)
+        >>> words.decode(task.test.clean.ids[0]), words.decode(task.test.answers[0])
+        ('<bos> Rachel met Peter and Rachel wrote to', 'Peter')
+    """
+    rng, orders = Random(seed), choice("order", order, ORDERS)
+    check_templates([template], required=("A", "B", "S"), known=("A", "B", "S", "place", "object"))
+    known = _usable(tokenizer_of(model), ALL_NAMES if names is None else tuple(names))
+    seen_names, test_names = hold_out(rng, sorted(known), None)
+    draw = partial(sample_pair, templates=(template,), orders=orders)
+    return drawn_task(
+        "ioi-t1",
+        model,
+        discovery=partial(draw, groups=_groups(known, seen_names)),
+        test=partial(draw, groups=_groups(known, test_names)),
+        rng=rng,
+        sizes={"train": train, "validation": validation, "test": test},
+        options={"seed": seed, "template": template, "order": order, "held_out_names": test_names},
+        span_names=SPAN_NAMES,
+    )
+
+
 def sample_pair(
-    rng: Random, *, templates: Sequence[str] = TEMPLATES, groups: Sequence[Sequence[str]] = (ALL_NAMES,)
+    rng: Random,
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    groups: Sequence[Sequence[str]] = (ALL_NAMES,),
+    orders: Sequence[bool] = ORDERS["both"],
 ) -> Pair:
-    """One pair. A name is replaced by one of its own group, so the names of a group must have equal token counts.
+    """One pair. A name is replaced by one of its own group, so the names of a group must have equal token counts;
+    ``orders`` are those that are drawn: whether the name that comes once stands first.
 
     Example:
         >>> names = ["Ann", "Bea", "Cid", "Dan", "Eve"]
@@ -118,7 +185,8 @@ def sample_pair(
     actor, other_actor, actor_again = rng.sample([name for name in actors if name != receiver], 3)
     taken = (receiver, actor, other_actor, actor_again)
     other_receiver = rng.choice([name for name in receivers if name not in taken])
-    template, receiver_first = rng.choice(templates), rng.random() < 0.5
+    template, draw = rng.choice(templates), rng.random()
+    receiver_first = orders[-1] if draw < 0.5 else orders[0]
     filling = {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
 
     def fill(received: str, acted: str, again: str) -> tuple[str, dict[str, tuple[int, int]]]:
