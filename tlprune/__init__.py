@@ -115,6 +115,8 @@ if TYPE_CHECKING:
     from tlprune.methods.knowledge import KnowledgeSubnetwork as KnowledgeSubnetwork
     from tlprune.methods.magnitude import WeightMagnitude as WeightMagnitude
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
+    from tlprune.methods.paper_recipes import PaperRecipe as PaperRecipe
+    from tlprune.methods.paper_recipes import recipes as recipes
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.pooling import pooled as pooled
@@ -313,6 +315,8 @@ _HOMES = {
     "KnowledgeSubnetwork": "methods.knowledge",
     "WeightMagnitude": "methods.magnitude",
     "MultiGranularPruning": "methods.multi_granular",
+    "PaperRecipe": "methods.paper_recipes",
+    "recipes": "methods.paper_recipes",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
     "pooled": "methods.pooling",
