@@ -197,6 +197,8 @@ if TYPE_CHECKING:
     from tlprune.studies.predictions import predict as predict
     from tlprune.studies.searching import subnetworks as subnetworks
     from tlprune.studies.shrinkage import shrinkage as shrinkage
+    from tlprune.studies.sweeping import Sweep as Sweep
+    from tlprune.studies.sweeping import sweep as sweep
     from tlprune.task import Batch as Batch
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
@@ -397,6 +399,8 @@ _HOMES = {
     "StudyComparison": "studies.comparison",
     "compare_studies": "studies.comparison",
     "shrinkage": "studies.shrinkage",
+    "Sweep": "studies.sweeping",
+    "sweep": "studies.sweeping",
     "Batch": "task",
     "Task": "task",
     "Tokens": "task",

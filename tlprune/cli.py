@@ -1,4 +1,4 @@
-"""The command line: ``discover``, ``evaluate``, ``bench``, ``finetune``, ``core``, ``knowledge``, ``skill``,
+"""The command line: ``discover``, ``evaluate``, ``sweep``, ``bench``, ``finetune``, ``core``, ``knowledge``, ``skill``,
 ``mib``; each takes ``--help``."""
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"discover": _discover, "evaluate": _evaluate, "bench": _bench, "finetune": _finetune}
     commands |= {"mib": _mib, "core": _core, "knowledge": _knowledge, "skill": _skill}
-    commands |= {"saliency": _saliency}
+    commands |= {"saliency": _saliency, "sweep": _sweep}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
     try:
@@ -87,14 +87,15 @@ def _usage(words: Sequence[str]) -> int:
     asked = bool(words) and words[0] in ("-h", "--help")
     if words and not asked:
         text = (
-            f"there is no command {words[0]!r}. Use discover, evaluate, bench, finetune, saliency, core, knowledge, "
-            "skill or mib."
+            f"there is no command {words[0]!r}. Use discover, evaluate, sweep, bench, finetune, saliency, core, "
+            "knowledge, skill or mib."
         )
         print(f"tlprune: error: {text}", file=sys.stderr)
         return 2
     print("Sparse subnetworks of transformers.\n")
     print("  tlprune discover           find a circuit (try it without arguments)")
     print("  tlprune evaluate CIRCUIT   measure a saved circuit on test examples")
+    print("  tlprune sweep              a circuit for each of several sizes and seeds, in one table; resumable")
     print("  tlprune bench              compare methods at equal sizes")
     print("  tlprune finetune           make a classifier of a Hugging Face model")
     print("  tlprune saliency           prune a classifier by one-shot strategies, at several sizes, in one table")
@@ -184,6 +185,12 @@ def _check_task(circuit: Any, task: Any) -> None:
             f"The circuit was found on prompts {known} of {task.name} but they are {task.fingerprint} now, so test "
             "prompts may be ones that it was trained on. Restore them, or name those to measure it on with --task."
         )
+
+
+def _sweep(words: Sequence[str]) -> None:
+    from tlprune.studies.commands.sweep import run_sweep, settings_for
+
+    print(run_sweep(_parse(settings_for(words), words, prog="tlprune sweep")))
 
 
 def _bench(words: Sequence[str]) -> None:

@@ -69,7 +69,7 @@ def subnetworks(
     """
     discovery = task.discovery if isinstance(task, Task) else task
     method, folder = method or HeuristicCore(), None if out is None else Path(out)
-    runs = list(_runs(method, sparsities, seeds))
+    runs = list(searches(method, sparsities, seeds))
     chosen = _measured(model, ablation_for(discovery, ablation or Mean(discovery.train().clean)), folder)
     search = _Search(model, discovery, chosen, folder, progress)
     search.check(method)
@@ -81,7 +81,12 @@ def subnetworks(
     return Subnetworks(found)
 
 
-def _runs(method: Any, sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[tuple[Run, Any]]:
+def searches(method: Any, sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[tuple[Run, Any]]:
+    """Each sparsity and seed, with the method of its search.
+
+    Raises:
+        ValueError: the method has no sparsity, or takes none of these; there are no sparsities or no seeds.
+    """
     names = {field.name for field in dataclasses.fields(method)}
     if "sparsity" not in names or not sparsities or not seeds:
         raise ValueError(
