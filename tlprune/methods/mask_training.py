@@ -14,6 +14,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.methods.ablations import ablation_for
+from tlprune.methods.alive import alive
 from tlprune.methods.provenance import provenance_of
 from tlprune.scores import Scores
 from tlprune.sites import Sites
@@ -74,13 +75,15 @@ class MaskTraining(ABC):
             metrics: a file for one JSON record per step.
             checkpoint: a file for the state of training, from which a run that was stopped goes on.
             progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: of edges, no path leads from an embedding to the logits, where gates alone decide the size.
         """
         files = {"metrics": metrics, "checkpoint": checkpoint}
         masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
         keep = self.keep(masks.sites)
-        if keep:
-            return masks.circuit(**keep, provenance=provenance)
-        return masks.circuit(threshold=MORE_LIKELY_KEPT, provenance=provenance)
+        found = masks.circuit(**(keep or {"threshold": MORE_LIKELY_KEPT}), provenance=provenance)
+        return alive(found, masks.scores(), count=keep.get("edges"))
 
     def score(
         self,
