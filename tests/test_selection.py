@@ -30,6 +30,7 @@ TINY = {
 each_tiny = pytest.mark.parametrize("name", TINY)
 SELECTIONS = {
     "top": tp.Top("absolute"),
+    "top connected": tp.TopConnected("absolute"),
     "threshold": tp.Threshold(0.5, by="absolute"),
     "bisected": tp.Bisected(sparsity=0.5),
     "ratio": tp.Ratio(0.3),
@@ -328,7 +329,9 @@ def test_sizes_outside_the_graph_are_refused(name: str, count: int) -> None:
         SELECTIONS[name].select(draw(Graph(STORIES), 0), count)
 
 
-@pytest.mark.parametrize("selection", [tp.Greedy(), tp.Connected(), tp.Pruned(size="effective")], ids=str)
+@pytest.mark.parametrize(
+    "selection", [tp.Greedy(), tp.Connected(), tp.Pruned(size="effective"), tp.TopConnected()], ids=str
+)
 def test_what_follows_paths_refuses_sites_that_are_no_edges(selection: Any) -> None:
     model = tp.planted("copy").model
     spanned = tp.edges(model, spans=("a", "b"))
@@ -358,6 +361,7 @@ def test_bad_settings_are_refused_at_once(kind: Any, options: dict[str, Any], me
 CHOICES = [
     (tp.Top, "by", "by must be"),
     (tp.Greedy, "by", "by must be"),
+    (tp.TopConnected, "by", "by must be"),
     (tp.Connected, "by", "by must be"),
     (tp.Connected, "size", "'exactly' or 'at_most'"),
     (tp.Pruned, "size", "'nominal' or 'effective'"),

@@ -168,6 +168,7 @@ if TYPE_CHECKING:
     from tlprune.selection.ranked import Selection as Selection
     from tlprune.selection.ranked import Threshold as Threshold
     from tlprune.selection.ranked import Top as Top
+    from tlprune.selection.top_connected import TopConnected as TopConnected
     from tlprune.selection.within import PerOutput as PerOutput
     from tlprune.selection.within import PerTensor as PerTensor
     from tlprune.sites import Sites as Sites
@@ -368,6 +369,7 @@ _HOMES = {
     "Selection": "selection.ranked",
     "Threshold": "selection.ranked",
     "Top": "selection.ranked",
+    "TopConnected": "selection.top_connected",
     "PerOutput": "selection.within",
     "PerTensor": "selection.within",
     "Sites": "sites",

@@ -18,7 +18,7 @@ def effective_sites(sites: Sites, kept: Bool[Tensor, "site"]) -> Bool[Tensor, "s
     from one span into another (attention moves information between positions), so a site counts that is on a path of
     edges kept in any.
     """
-    removed, result = _removed_nodes(sites, kept), kept.clone()
+    removed, result = removed_nodes(sites, kept), kept.clone()
     if "heads" in sites.kinds:
         names = sites.bare("heads")
         gone = [_is_of(names.name(index), removed) for index in range(len(names))]
@@ -34,7 +34,7 @@ def effective_sites(sites: Sites, kept: Bool[Tensor, "site"]) -> Bool[Tensor, "s
     return result
 
 
-def _removed_nodes(sites: Sites, kept: Tensor) -> set[str]:
+def removed_nodes(sites: Sites, kept: Tensor) -> set[str]:
     """Nodes that are removed in every span."""
     removed: set[str] = set()
     for kind in sites.kinds:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tlprune.circuit import Circuit
+from tlprune.connecting import connected, connecting_size
 from tlprune.gates import Gate, HardConcrete
 from tlprune.graph import Graph
 from tlprune.pieces import expected_count
@@ -118,7 +119,10 @@ class Masks(nn.Module):
     ) -> Circuit:
         """The hard circuit: exact counts, the part ``1 - sparsity`` of each kind, or all soft values above a number.
 
-        Without any of these, as many of each kind as its gates expect to keep.
+        Without any of these, as many of each kind as its gates expect to keep. A number of edges is never spent on a
+        dead graph: where those most likely kept lie on no path from an embedding to the logits, they make room for the
+        best path that has no more edges (:class:`~tlprune.TopConnected`), and the provenance says so: ``"connected"``
+        has the number of edges that would have done without.
 
         Args:
             sparsity: fraction of each kind to remove, in (0, 1).
@@ -137,8 +141,21 @@ class Masks(nn.Module):
             return Circuit(self.sites, self.gate.soft(self.log_alpha.detach()).cpu() > threshold, provenance or {})
         for kind in counts:
             self.sites.part(kind)
-        kept = [self._top(kind, sparsity, counts.get(kind)).kept for kind in self.sites.kinds]
-        return Circuit(self.sites, torch.cat(kept), provenance or {})
+        kept = torch.cat([self._top(kind, sparsity, counts.get(kind)).kept for kind in self.sites.kinds])
+        if "edges" not in self.sites.kinds:
+            return Circuit(self.sites, kept, provenance or {})
+        return self._connected(kept, provenance or {})
+
+    def _connected(self, kept: Bool[Tensor, "site"], provenance: Mapping[str, Any]) -> Circuit:
+        fixed = 0 if self.always is None else self.always.count("edges")
+        able = None if self.among is None else self.among.kept
+        found = connected(self.sites, kept, self.scores().values, able=able, fixed=fixed)
+        if torch.equal(found, kept):
+            return Circuit(self.sites, kept, provenance)
+        values = self.scores().of("edges").values.view(-1, len(self.graph)).amax(0)
+        return Circuit(
+            self.sites, found, {**provenance, "connected": {"smallest_top": connecting_size(self.graph, values)}}
+        )
 
     def _top(self, kind: str, sparsity: float | None, count: int | None) -> Circuit:
         if sparsity is not None:

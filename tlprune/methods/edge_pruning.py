@@ -21,7 +21,7 @@ from tlprune.methods.recipe import Recipe
 from tlprune.methods.scales import By, check_by, scaled, scores_of
 from tlprune.methods.scoring import check_sparsity
 from tlprune.methods.scoring import size as count_of
-from tlprune.methods.writer_gates import joint_scores, reached_circuit, started, with_writers
+from tlprune.methods.writer_gates import joint_circuit, joint_scores, reached_circuit, started, with_writers
 from tlprune.scores import Scores
 from tlprune.sites import Sites
 from tlprune.task import Discovery
@@ -147,7 +147,7 @@ class EdgePruning(MaskTraining):
     def circuit(self, masks: Masks, provenance: Mapping[str, Any]) -> Circuit:
         if self.size == "reached":
             return reached_circuit(masks, provenance)
-        return self.scores(masks, provenance).top(self.keep(masks.sites)["edges"])
+        return joint_circuit(masks, self.keep(masks.sites)["edges"], provenance)
 
     def scores(self, masks: Masks, provenance: Mapping[str, Any]) -> Scores:
         return joint_scores(masks, provenance)

@@ -14,6 +14,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.methods.ablations import ablation_for
+from tlprune.methods.alive import alive
 from tlprune.methods.provenance import provenance_of
 from tlprune.scores import Scores
 from tlprune.sites import Sites
@@ -85,9 +86,14 @@ class MaskTraining(ABC):
             metrics: a file for one JSON record per step.
             checkpoint: a file for the state of training, from which a run that was stopped goes on.
             progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: of edges, no path leads from an embedding to the logits, where gates alone decide the size.
         """
         files = {"metrics": metrics, "checkpoint": checkpoint}
-        return self.circuit(*self._trained(model, task, ablation, progress=progress, **files))
+        masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
+        found, keep = self.circuit(masks, provenance), self.keep(masks.sites)
+        return alive(found, self.scores(masks, provenance), count=keep.get("edges"))
 
     def score(
         self,

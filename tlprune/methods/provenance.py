@@ -39,6 +39,7 @@ from tlprune.selection import (
     Ratio,
     Threshold,
     Top,
+    TopConnected,
 )
 from tlprune.sites import Sites
 from tlprune.task import Discovery
@@ -55,6 +56,7 @@ PARTS = {
         RandomCriterion,
         *(GaussianNoise, Mean, Resample, Zero),
         *(NM, Bisected, Connected, Consistent, Greedy, PerOutput, PerTensor, Pruned, Ratio, Threshold, Top),
+        TopConnected,
     )
 }
 

@@ -15,6 +15,7 @@ from tlprune.masking.masks import kept_at
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.masking.sites import nodes as node_sites
 from tlprune.methods.ablations import ablation_for
+from tlprune.methods.alive import alive
 from tlprune.methods.provenance import provenance_of
 from tlprune.scores import Scores, check_count
 from tlprune.selection import Selection, Top
@@ -73,9 +74,15 @@ class Scoring(ABC):
     def find(
         self, model: Any, task: Task | Discovery, *, ablation: Ablation | None = None, progress: bool = False
     ) -> Circuit:
-        """The circuit that the selection takes of the scores; the arguments are those of :meth:`score`."""
+        """The circuit that the selection takes of the scores; the arguments are those of :meth:`score`.
+
+        Raises:
+            ValueError: of edges, no path leads from an embedding to the logits; the smallest number that has one is
+                named.
+        """
         scores = self.score(model, task, ablation=ablation, progress=progress)
-        return self.selection.select(scores, self.count(scores.sites))
+        count = self.count(scores.sites)
+        return alive(self.selection.select(scores, count), scores, count=count, selection=self.selection)
 
 
 @dataclass(frozen=True, kw_only=True)

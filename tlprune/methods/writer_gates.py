@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tlprune.circuit import Circuit
+from tlprune.connecting import connected
 from tlprune.graph import Graph
 from tlprune.masking.masks import Masks
-from tlprune.scores import Scores
+from tlprune.scores import Scores, first
 from tlprune.sites import Nodes, Sites
 
 
@@ -49,6 +50,15 @@ def joint_scores(masks: Masks, provenance: Mapping[str, Any]) -> Scores:
     return Scores(_edges(masks), own, provenance)
 
 
+def joint_circuit(masks: Masks, count: int, provenance: Mapping[str, Any]) -> Circuit:
+    """The edges of the highest joint score, with a path in any case; see :meth:`~tlprune.Masks.circuit`."""
+    if "nodes" not in masks.sites.kinds:
+        return masks.circuit(edges=count, provenance=provenance)
+    scores = joint_scores(masks, provenance)
+    kept = connected(scores.sites, first(scores.values, count), scores.values)
+    return Circuit(scores.sites, kept, provenance)
+
+
 def reached_circuit(masks: Masks, provenance: Mapping[str, Any]) -> Circuit:
     """As many edges as their noise-free masks add up to, without those whose writer is not among as many writers.
 
@@ -56,8 +66,8 @@ def reached_circuit(masks: Masks, provenance: Mapping[str, Any]) -> Circuit:
     """
     sites = masks.sites
     hard = {kind: masks.gate.harden(masks.log_alpha.detach()[masks.part(kind)]) for kind in sites.kinds}
-    counts: dict[str, Any] = {kind: round(float(values.sum())) for kind, values in hard.items()}
-    kept = masks.circuit(**counts).kept
+    own = {kind: masks.log_alpha.detach()[masks.part(kind)] for kind in sites.kinds}
+    kept = torch.cat([first(own[kind], round(float(values.sum()))) for kind, values in hard.items()])
     return Circuit(_edges(masks), _of_kept_writers(sites, kept), provenance)
 
 

@@ -10,5 +10,6 @@ from tlprune.selection.ranked import Ratio as Ratio
 from tlprune.selection.ranked import Selection as Selection
 from tlprune.selection.ranked import Threshold as Threshold
 from tlprune.selection.ranked import Top as Top
+from tlprune.selection.top_connected import TopConnected as TopConnected
 from tlprune.selection.within import PerOutput as PerOutput
 from tlprune.selection.within import PerTensor as PerTensor
