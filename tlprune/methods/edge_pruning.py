@@ -40,6 +40,8 @@ class EdgePruning(MaskTraining):
         batch_size: examples per step.
         keep_embeddings: embedding edges are never removed and not counted.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
         warm_start: a method whose scores decide where gates start, such as ``tp.EAPIG()``. With the rank of an edge
@@ -68,6 +70,8 @@ class EdgePruning(MaskTraining):
     batch_size: int = 32
     keep_embeddings: bool = False
     kv: Literal["shared", "per_query_head"] = "shared"
+    qkv: Literal["split", "joined"] = "split"
+    heads: Literal["split", "joined"] = "split"
     validate_every: int | None = None
     seed: int = 0
     warm_start: Any = None
@@ -87,7 +91,13 @@ class EdgePruning(MaskTraining):
             raise ValueError(f"spread must be at least 0 and finite but is {self.spread}. For a cold start give 0.")
 
     def sites(self, model: Any) -> Sites:
-        return edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
+        return edge_sites(
+            model,
+            embeddings="kept" if self.keep_embeddings else "merged",
+            kv=self.kv,
+            qkv=self.qkv,
+            heads=self.heads,
+        )
 
     def keep(self, sites: Sites) -> dict[str, int]:
         return {"edges": size(self.edges, self.sparsity, sites)}
