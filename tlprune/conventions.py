@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.graph import Convention, Graph, Readers
+from tlprune.grouping import groups, of_heads
 from tlprune.scores import Scores
 from tlprune.sites import Group, Sites, Spanned
 
@@ -28,8 +29,9 @@ def convert(found: Circuit | Scores, convention: Convention, *, reduce: Reduce |
     """A circuit or scores under another convention, on the same model.
 
     Where the other convention tells more edges apart, each gets a copy of the value: an edge into a key/value head
-    becomes one for each of its query heads, an edge into a joined head one for each of q, k and v, an edge from
-    ``input`` one from each embedding. A circuit means the same then. Where it tells fewer apart, the copies become
+    becomes one for each of its query heads, an edge into a joined head one for each of q, k and v, an edge from or into
+    a whole attention layer one for each of its heads, an edge from ``input`` one from each embedding. A circuit means
+    the same then. Where it tells fewer apart, the copies become
     one, and must be equal unless ``reduce`` says which value they get. Embeddings that are ``"kept"`` have no edges:
     they are all in the circuit, and a circuit without one of them has no form there.
 
@@ -38,7 +40,7 @@ def convert(found: Circuit | Scores, convention: Convention, *, reduce: Reduce |
         convention: what counts as an edge in the result.
         reduce: how copies that may differ become one. Of a circuit ``"max"`` keeps an edge that any copy keeps,
             ``"min"`` one that all keep. Of scores also ``"mean"`` and ``"sum"``: under gradients the score of a shared
-            k or v is the sum of those of its query heads.
+            k or v is the sum of those of its query heads, and that of a layer's edge the sum of those of its heads.
 
     Returns:
         What was given, on the other graph; ``provenance["converted"]`` tells from what to what.
@@ -160,6 +162,9 @@ def _finest(graph: Graph) -> Graph:
 
 def places(finest: Graph, graph: Graph) -> Int[Tensor, "fine"]:
     """For each edge of the finest graph the number of the edge that stands for it, or -1 where it is not counted."""
+    if graph.convention.heads == "joined":
+        place = places(finest, of_heads(graph))
+        return torch.where(place == ALWAYS, ALWAYS, groups(graph, of_heads(graph))[place.clamp(min=0)])
     pairs = zip(finest.readers, graph.readers, strict=True)
     return torch.cat([_places(finest, fine, graph, readers).flatten() for fine, readers in pairs])
 

@@ -47,12 +47,21 @@ def removed_nodes(sites: Sites, kept: Tensor) -> set[str]:
 
 def edges_of_removed(graph: Graph, removed: set[str]) -> Bool[Tensor, "edge"]:
     """Edges from or into removed nodes; into a key/value head where all heads that share it are removed."""
+    if graph.convention.heads == "joined":
+        removed = removed | _whole_layers(graph, removed)
     gone = torch.tensor([_is_of(name, removed) for name in graph.writers], dtype=torch.bool)
     result = torch.zeros(len(graph), dtype=torch.bool)
     for readers in graph.readers:
         into = torch.tensor([_reads_for(readers, name, gone, graph) for name in readers.names], dtype=torch.bool)
         readers.block(result)[:] = into[:, None] | gone[: readers.width]
     return result
+
+
+def _whole_layers(graph: Graph, removed: set[str]) -> set[str]:
+    """Attention layers all of whose heads are removed."""
+    shape = graph.architecture
+    heads = {f"a{layer}": {f"a{layer}.h{head}" for head in range(shape.n_heads)} for layer in range(shape.n_layers)}
+    return {layer for layer, own in heads.items() if own <= removed}
 
 
 def _is_of(name: str, removed: set[str]) -> bool:

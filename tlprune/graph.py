@@ -68,25 +68,30 @@ class Convention:
             ``"per_query_head"``: one per query head (EAP-IG, MIB).
         qkv: ``"split"``: a head reads three times, for q, k and v; ``"joined"``: once, and an edge carries all three
             (under grouped-query attention then per query head, whatever ``kv`` says).
+        heads: ``"split"``: each head is a node; ``"joined"``: all heads of a layer are one node, ``a3``, which
+            writes their sum and reads once for q, once for k and once for v, or once in all, whatever ``kv`` says.
     """
 
     embeddings: Literal["merged", "separate", "kept"] = "merged"
     kv: Literal["shared", "per_query_head"] = "shared"
     qkv: Literal["split", "joined"] = "split"
+    heads: Literal["split", "joined"] = "split"
 
     def __post_init__(self) -> None:
         _check_choice("embeddings", self.embeddings, ("merged", "separate", "kept"))
         _check_choice("kv", self.kv, ("shared", "per_query_head"))
         _check_choice("qkv", self.qkv, ("split", "joined"))
+        _check_choice("heads", self.heads, ("split", "joined"))
 
     def __str__(self) -> str:
         joined = ", qkv joined" if self.qkv == "joined" else ""
-        return f"embeddings {self.embeddings}, kv {self.kv}{joined}"
+        heads = ", heads joined" if self.heads == "joined" else ""
+        return f"embeddings {self.embeddings}, kv {self.kv}{joined}{heads}"
 
     @property
     def ungrouped(self) -> bool:
         """Whether every query head has k and v readers of its own."""
-        return self.kv == "per_query_head" or self.qkv == "joined"
+        return self.heads == "split" and (self.kv == "per_query_head" or self.qkv == "joined")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -128,7 +133,8 @@ class Graph:
 
     With ``e`` embedding nodes (1 merged, 2 separate, 0 kept), ``L`` layers of ``H`` heads and ``K`` key/value
     readers, the count is ``sum_l (H + 2K)(e + l(H+1)) + sum_l (e + l(H+1) + H) + e + L(H+1)``, with H in place of
-    H + 2K where q, k and v are joined. The edges from q, k and v into their own head are never counted.
+    H + 2K where q, k and v are joined. Where whole attention layers are nodes, ``H = K = 1``. The edges from q, k and v
+    into their own head are never counted.
 
     Args:
         architecture: the model's shape.
@@ -209,7 +215,7 @@ class Graph:
     def _writers(self) -> Iterator[str]:
         yield from self.embeddings
         for layer in range(self.architecture.n_layers):
-            yield from (f"a{layer}.h{head}" for head in range(self.architecture.n_heads))
+            yield from self._attention_nodes(layer)
             if self.architecture.has_mlp:
                 yield f"m{layer}"
 
@@ -220,7 +226,7 @@ class Graph:
             yield attention
             start += attention.n_edges
             if shape.has_mlp:
-                width = attention.width + (0 if shape.parallel else shape.n_heads)
+                width = attention.width + (0 if shape.parallel else self.n_attention_nodes)
                 mlp = Readers("mlp", layer, (f"m{layer}",), width, start)
                 yield mlp
                 start += mlp.n_edges
@@ -228,19 +234,34 @@ class Graph:
 
     def attention_writers(self, layer: int) -> int:
         """Number of writers before block ``layer``, which is also the position of its first head among them."""
-        return len(self.embeddings) + layer * (self.architecture.n_heads + int(self.architecture.has_mlp))
+        return len(self.embeddings) + layer * (self.n_attention_nodes + int(self.architecture.has_mlp))
+
+    @property
+    def n_attention_nodes(self) -> int:
+        """Nodes of a layer's attention: its heads, or 1."""
+        return 1 if self.convention.heads == "joined" else self.architecture.n_heads
 
     @property
     def n_kv_readers(self) -> int:
         shape = self.architecture
+        if self.convention.heads == "joined":
+            return 1
         return shape.n_heads if self.convention.ungrouped else shape.n_kv_heads
 
+    def _attention_nodes(self, layer: int) -> tuple[str, ...]:
+        if self.convention.heads == "joined":
+            return (f"a{layer}",)
+        return tuple(f"a{layer}.h{head}" for head in range(self.architecture.n_heads))
+
     def _attention_names(self, layer: int) -> tuple[str, ...]:
-        heads = self.architecture.n_heads
+        nodes = self._attention_nodes(layer)
         if self.convention.qkv == "joined":
-            return tuple(f"a{layer}.h{head}" for head in range(heads))
+            return nodes
+        if self.convention.heads == "joined":
+            return tuple(f"a{layer}<{part}>" for part in "qkv")
+        heads = self.architecture.n_heads
         kv = "kv" if self.n_kv_readers < heads else "h"
-        names = [f"a{layer}.h{head}<q>" for head in range(heads)]
+        names = [f"{node}<q>" for node in nodes]
         return (*names, *(f"a{layer}.{kv}{head}<{part}>" for part in "kv" for head in range(self.n_kv_readers)))
 
     @cached_property
@@ -316,14 +337,14 @@ class Graph:
     def writers_of(self, readers: Readers) -> slice:
         """The writers that these readers feed: a block's heads, or its MLP."""
         first = self.attention_writers(readers.layer)
-        heads = self.architecture.n_heads
+        heads = self.n_attention_nodes
         return slice(first, first + heads) if readers.kind == "attention" else slice(first + heads, first + heads + 1)
 
     def writers_reached(self, readers: Readers, reached: Bool[Tensor, "reader"]) -> Bool[Tensor, "writer"]:
         """Which of :meth:`writers_of` some of these readers feed."""
         if readers.kind == "mlp" or self.convention.qkv == "joined":
             return reached
-        heads, kv = self.architecture.n_heads, self.n_kv_readers
+        heads, kv = self.n_attention_nodes, self.n_kv_readers
         q, k, v = reached.split([heads, kv, kv])
         return q | k.repeat_interleave(heads // kv) | v.repeat_interleave(heads // kv)
 

@@ -48,7 +48,7 @@ def rows(graph: Graph) -> list[Row]:
 
 
 def _served(graph: Graph, readers: Readers) -> list[tuple[int, ...]]:
-    first, heads = graph.attention_writers(readers.layer), graph.architecture.n_heads
+    first, heads = graph.attention_writers(readers.layer), graph.n_attention_nodes
     if readers.kind == "logits":
         return [(len(graph.writers),)]
     if readers.kind == "mlp":

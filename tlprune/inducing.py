@@ -23,7 +23,7 @@ def induced(circuit: Circuit, model: Any) -> Circuit:
         model: the model, or a :class:`~tlprune.Graph` for another convention.
 
     Raises:
-        ValueError: there are other sites, or spans.
+        ValueError: there are other sites, or spans; or single heads, in a graph of whole attention layers.
 
     Example:
         >>> import tlprune as tp
@@ -37,6 +37,11 @@ def induced(circuit: Circuit, model: Any) -> Circuit:
         raise ValueError(
             f"Edges between nodes need a circuit of nodes, heads, MLPs or layers without spans but got "
             f"{circuit.sites}. Take one of these: tp.Circuit.from_nodes(model, circuit.nodes)."
+        )
+    if graph.convention.heads == "joined" and {*circuit.sites.kinds} - {"layers", "mlps"}:
+        raise ValueError(
+            f"Edges of whole attention layers keep all heads of a layer or none, but these sites are {circuit.sites}. "
+            "Give a circuit of layers, or a graph whose nodes are heads."
         )
     removed = {circuit.sites.name(index) for index in (~circuit.kept).nonzero().flatten().tolist()}
     kept = ~edges_of_removed(graph, removed)

@@ -148,6 +148,10 @@ def _rows(graph: Graph, links: Iterable[Link]) -> Iterator[list[Node]]:
 
 
 def _attention_rows(graph: Graph, layer: int, used: set[str], effective: set[str]) -> Iterator[list[Node]]:
+    if graph.convention.heads == "joined":
+        ports = ("q", "k", "v") if graph.convention.qkv == "split" else ()
+        yield [Node(name, "head", layer, ports, effective=name in effective) for name in (f"a{layer}",) if name in used]
+        return
     shape, shared = graph.architecture, graph.n_kv_readers < graph.architecture.n_heads
     ports = ("q",) if shared else ("q", "k", "v")
     heads = [name for head in range(shape.n_heads) if (name := f"a{layer}.h{head}") in used]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tlprune.graph import Graph
+from tlprune.grouping import of_parts, spread
 from tlprune.learning.hard_metric import HardMetric, Part
 from tlprune.learning.trials import Trials, WholeTrials, least_candidates
 from tlprune.masking.reach import Reach, changes
@@ -19,12 +23,12 @@ class ResumedTrials:
 
     Args:
         metric: of the circuits.
-        reach: how changes spread in its model.
+        reach: how changes spread along the edges that circuits are of.
         batch_size: most prompts in one run, the same one under several candidates counting as several.
     """
 
     def __init__(self, metric: HardMetric, reach: Reach, *, batch_size: int) -> None:
-        self.metric, self.graph, self.reach = metric, metric.graph, reach
+        self.metric, self.graph, self.reach = metric, reach.graph, reach
         self.current = torch.ones(self.graph.n_edges, dtype=torch.bool)
         self.standings = [Standing(metric.backend, self.graph, part.batch, part.replaced) for part in metric.parts]
         self.candidates, self.runs = self.current[None], []
@@ -60,6 +64,29 @@ class ResumedTrials:
         return [self.metric.of(logits, part) for logits in run.logits()]
 
 
+class GroupedTrials:
+    """Candidates of edges that stand for several, run as circuits of these.
+
+    Args:
+        trials: of the members.
+        graph: the edges that stand for them.
+        members: theirs.
+    """
+
+    def __init__(self, trials: Trials, graph: Graph, members: Graph) -> None:
+        self.trials, self.graph, self.members = trials, graph, members
+        self.least, self.most = trials.least, trials.most
+
+    def start(self, kept: Bool[Tensor, "edge"]) -> None:
+        self.trials.start(spread(kept, self.graph, self.members))
+
+    def values(self, candidates: Bool[Tensor, "candidate edge"]) -> list[float]:
+        return self.trials.values(spread(candidates, self.graph, self.members))
+
+    def accept(self, index: int) -> None:
+        self.trials.accept(index)
+
+
 def reach_of(metric: HardMetric) -> Reach:
     """How changes spread in the metric's model. A run tells whether a norm behind attention couples its heads."""
     first = metric.parts[0].batch.clean.rows(torch.arange(1))
@@ -70,4 +97,6 @@ def trials_of(metric: HardMetric, reach: Reach, *, batch_size: int) -> Trials:
     """Candidates of a model side by side, in the quickest way that it allows."""
     if metric.graph.architecture.post_norm:
         return WholeTrials(metric, batch_size=batch_size)
-    return ResumedTrials(metric, reach, batch_size=batch_size)
+    members = replace(reach, graph=of_parts(reach.graph))
+    trials = ResumedTrials(metric, members, batch_size=batch_size)
+    return trials if members == reach else GroupedTrials(trials, reach.graph, members.graph)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations, Backend, Projection
 from tlprune.graph import Graph, Readers
+from tlprune.grouping import of_heads, spread
 from tlprune.masking.beside import Beside, check_gradients
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
 from tlprune.masking.post_norm_edges import PostNormCall
@@ -72,7 +73,11 @@ def edge_call(
     pool: Pool,
     beside: Beside,
 ) -> EdgeCall | PostNormCall:
-    """The engine of one run, as the model's norms ask for it; ``lead`` is the number of examples and of positions."""
+    """The engine of one run, as the model's norms ask for it; ``lead`` is the number of examples and of positions.
+
+    Edges of whole attention layers are run as those of their heads.
+    """
+    mask, graph = spread(mask, graph, of_heads(graph)), of_heads(graph)
     if graph.architecture.post_norm:
         return PostNormCall(backend, graph, lead, mask, replaced, beside=beside)
     return EdgeCall(backend, graph, lead, mask, replaced, pool=pool, beside=beside)

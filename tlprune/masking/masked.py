@@ -15,6 +15,7 @@ from tlprune.backends import backend_of
 from tlprune.backends.activations import Activations, Edits, Point, Wanted
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
+from tlprune.grouping import whole_of
 from tlprune.masking.ablation import Ablation, Resample
 from tlprune.masking.beside import Beside
 from tlprune.masking.cache import RunCache
@@ -172,7 +173,9 @@ class Masked:
         with torch.no_grad():
             replaced = watched.ablation.replaced(watched.backend, tokens, twins, watched.wanted)
             values = values.to(device=self.backend.device, dtype=self._mask_dtype)
-            return watched._run(tokens, values, replaced, None, spans, seen=seen), seen
+            logits = watched._run(tokens, values, replaced, None, spans, seen=seen)
+        # All heads of a layer that is one node see the same.
+        return logits, {whole_of(watched.graph, name): stream for name, stream in seen.items()}
 
     def hard_values(self) -> Float[Tensor, "site"]:
         """1 for what the circuit keeps, 0 for all else; of masks, for what their hard circuit keeps."""

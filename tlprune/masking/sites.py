@@ -17,6 +17,7 @@ def edges(
     embeddings: Literal["merged", "separate", "kept"] = "merged",
     kv: Literal["shared", "per_query_head"] = "shared",
     qkv: Literal["split", "joined"] = "split",
+    heads: Literal["split", "joined"] = "split",
     spans: Iterable[str] = (),
 ) -> Sites:
     """The edges between writers and readers of the residual stream.
@@ -26,9 +27,10 @@ def edges(
         embeddings: whether token and position embedding are one node, two, or always kept and not counted.
         kv: whether grouped-query attention has one k and v reader per key/value head or per query head.
         qkv: whether a head has three readers, or one whose edges carry q, k and v together.
+        heads: whether each head is a node, or all heads of a layer are one.
         spans: names of a task's spans; every edge then has a mask for each span, and one for the rest of the prompt.
     """
-    return _sites(_graph(model, Convention(embeddings, kv, qkv)), spans)
+    return _sites(_graph(model, Convention(embeddings, kv, qkv, heads)), spans)
 
 
 def nodes(

@@ -50,6 +50,8 @@ class ACDC:
         examples: how many of the training examples are used, the first ones; ``None`` for all.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         batch_size: most prompts in one run, the same one under several candidates counting as several.
 
     Source: Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability" (NeurIPS 2023).
@@ -66,6 +68,8 @@ class ACDC:
     examples: int | None = 50
     embeddings: Literal["merged", "separate", "kept"] = "merged"
     kv: Literal["shared", "per_query_head"] = "shared"
+    qkv: Literal["split", "joined"] = "split"
+    heads: Literal["split", "joined"] = "split"
     batch_size: int = 512
 
     def __post_init__(self) -> None:
@@ -124,7 +128,10 @@ class ACDC:
         for threshold in thresholds:
             check_threshold(threshold)
         discovery = task.discovery if isinstance(task, Task) else task
-        sites, ablation = edge_sites(model, embeddings=self.embeddings, kv=self.kv), ablation_for(discovery, ablation)
+        sites, ablation = (
+            edge_sites(model, embeddings=self.embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads),
+            ablation_for(discovery, ablation),
+        )
         about = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         examples = self._first(discovery.train(stream_of(self.objective)))
         metric = HardMetric(model, sites, ablation, examples, self.objective, batch_size=self.batch_size)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tlprune.backends import backend_of
 from tlprune.backends.activations import Activations, Backend
 from tlprune.graph import Graph
+from tlprune.grouping import of_heads, summed
 from tlprune.learning.objectives import KL, LogitDifference, Objective, SquaredError, Sum, weighted
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.installing import refuse_installed
@@ -66,13 +67,14 @@ class GradientScoring(EdgeScoring):
     ) -> tuple[Float[Tensor, "site"], Float[Tensor, "sample site"] | None]:
         """The mean over examples, and one sample a batch; none of an objective of several streams, which do not mix."""
         refuse_installed(model)
-        backend, graph = backend_of(model), sites.graph
+        backend, graph = backend_of(model), of_heads(sites.graph)
         parts, found = list(self._parts(discovery)), []
         for _, rows, loss in tqdm(parts, disable=not progress, unit="batch"):
             batch = rows.to(backend.device)
             with torch.no_grad():
                 replaced = ablation.replaced(backend, batch.clean, batch.corrupt)
-            found.append(-self.gradients(backend, graph, batch, replaced, partial(loss, batch)).cpu())
+            gradients = self.gradients(backend, graph, batch, replaced, partial(loss, batch))
+            found.append(-summed(gradients, sites.graph, graph).cpu())
         samples = torch.stack(found).to(torch.promote_types(backend.dtype, torch.float32))
         shares = samples.new_tensor([share for share, _, _ in parts])
         streams = {objective.on for _, objective in weighted(self.objective)}

@@ -29,6 +29,8 @@ class EAP(GradientScoring):
         selection: which circuit of this size is taken.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         objective: the loss; not :class:`~tlprune.KL`, whose gradient is 0 where nothing is ablated.
         batch_size: examples per pass; what writers send is held for all of them at once, ``4 * writers * tokens *
             d_model`` bytes (77 MB for 8 prompts of 20 tokens in GPT-2 small).

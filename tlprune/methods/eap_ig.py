@@ -47,6 +47,8 @@ class EAPIG(GradientScoring):
         selection: which circuit of this size is taken.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         objective: the loss; :class:`~tlprune.KL` will do, too, but not at the clean end alone.
         batch_size: examples per pass; what writers send is held for all of them at once.
         path: from ablated to full, of what.

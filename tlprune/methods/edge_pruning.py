@@ -46,6 +46,8 @@ class EdgePruning(MaskTraining):
         batch_size: examples per step.
         keep_embeddings: embedding edges are never removed and not counted.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
         objective: what training lowers; by default the difference from the full model, as of :func:`~tlprune.fit`.
@@ -85,6 +87,8 @@ class EdgePruning(MaskTraining):
     batch_size: int = 32
     keep_embeddings: bool = False
     kv: Literal["shared", "per_query_head"] = "shared"
+    qkv: Literal["split", "joined"] = "split"
+    heads: Literal["split", "joined"] = "split"
     validate_every: int | None = None
     seed: int = 0
     objective: Any = None
@@ -136,7 +140,8 @@ class EdgePruning(MaskTraining):
         return None
 
     def sites(self, model: Any) -> Sites:
-        found = edge_sites(model, embeddings="kept" if self.keep_embeddings else "merged", kv=self.kv)
+        embeddings = "kept" if self.keep_embeddings else "merged"
+        found = edge_sites(model, embeddings=embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads)
         return found if self.node_sparsity is None else with_writers(found)
 
     def keep(self, sites: Sites) -> dict[str, int]:

@@ -33,6 +33,8 @@ class HAP(EdgePruning):
         batch_size: examples per step.
         keep_embeddings: embedding edges are never removed and not counted.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         validate_every: steps between hard measurements on validation examples.
         seed: of mask samples and example order.
         objective: as of :class:`EdgePruning`.

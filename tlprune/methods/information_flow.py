@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tlprune.backends import backend_of
 from tlprune.backends.activations import Activations, Backend
+from tlprune.conventions import Move
 from tlprune.graph import Graph, Readers
+from tlprune.grouping import of_parts
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.installing import refuse_installed
 from tlprune.masking.patterns import attention_patterns, projected
@@ -46,7 +48,8 @@ class InformationFlowRoutes(EdgeScoring):
     rest as one; here each reader's sum has every writer before it. A route enters a head at its query's position
     through q, and at a source through k and v as far as the source has a share in the head's output: the same
     importance, of ``a_ps v_s W_O`` in the sum over sources ``s``. Biases that no edge carries are in ``y`` and have no
-    share. Embeddings that are always kept have one, and no score.
+    share. Embeddings that are always kept have one, and no score. Where an edge stands for several (q, k and v joined,
+    whole layers), it is on a route if one of them is: its score on a prompt is the highest of theirs.
 
     Attributes:
         sparsity: fraction of the edges to remove, in (0, 1).
@@ -54,6 +57,8 @@ class InformationFlowRoutes(EdgeScoring):
         selection: which circuit of this size is taken.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         flow: ``"routes"`` or ``"positions"``.
         batch_size: prompts per forward pass.
 
@@ -88,10 +93,12 @@ class InformationFlowRoutes(EdgeScoring):
         backend, examples = backend_of(model), discovery.train()
         _check_sums(backend)
         total = torch.zeros(len(sites), dtype=torch.float64)
+        graph = of_parts(sites.graph)
+        highest = Move(graph, sites.graph, "max")
         for batch in bar(list(examples.split(self.batch_size)), progress):
-            flow = _Flow.of(backend, sites.graph, batch.to(backend.device))
+            flow = _Flow.of(backend, graph, batch.to(backend.device))
             found = flow.over_positions() if self.flow == "positions" else flow.on_routes()
-            total += found.double().sum(0).cpu()
+            total += torch.stack([highest(row) for row in found.double().cpu()]).sum(0)
         return (total / len(examples)).to(backend.dtype)
 
 

@@ -78,6 +78,8 @@ class EdgePatching(_Patching, EdgeScoring):
         selection: which circuit of this size is taken.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         objective: ``L``; any one objective, :class:`~tlprune.KL` too.
         direction: ``"noising"``: one edge replaced in the clean run; ``"denoising"``: one edge clean in the run on the
             twin.

@@ -37,6 +37,8 @@ class Penalised(MaskTraining):
         objective: what training lowers beside the price.
         embeddings: of edges: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: of edges: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: of edges: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: of edges: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         steps: training steps.
         rate: learning rate of the masks.
         samples: mask samples per step, each for an equal part of the batch.
@@ -52,6 +54,8 @@ class Penalised(MaskTraining):
     objective: Any = field(default=KL())
     embeddings: Literal["merged", "separate", "kept"] = "merged"
     kv: Literal["shared", "per_query_head"] = "shared"
+    qkv: Literal["split", "joined"] = "split"
+    heads: Literal["split", "joined"] = "split"
     steps: int = 300
     rate: float = 0.1
     samples: int = 4
@@ -88,7 +92,7 @@ class Penalised(MaskTraining):
     def sites(self, model: Any) -> Sites:
         if self.level == "nodes":
             return node_sites(model, HEADS_AND_MLPS)
-        return edge_sites(model, embeddings=self.embeddings, kv=self.kv)
+        return edge_sites(model, embeddings=self.embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads)
 
     def keep(self, sites: Sites) -> dict[str, int]:
         count = self.edges if self.level == "edges" else self.nodes

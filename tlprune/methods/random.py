@@ -27,6 +27,8 @@ class Random(EdgeScoring):
         selection: which circuit of this size is taken.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         shape: ``"connected"``: edges in an order in which a random connected circuit grows, so that those of any size
             are one, but for an edge; ``"free"``: all edges in random order, of which few of a small circuit lie on
             any path.

@@ -95,6 +95,8 @@ class EdgeScoring(Scoring):
         selection: which circuit of this size is taken.
         embeddings: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
     """
 
     sparsity: float = 0.95
@@ -102,12 +104,14 @@ class EdgeScoring(Scoring):
     selection: Selection = field(default=Top())
     embeddings: Literal["merged", "separate", "kept"] = "merged"
     kv: Literal["shared", "per_query_head"] = "shared"
+    qkv: Literal["split", "joined"] = "split"
+    heads: Literal["split", "joined"] = "split"
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity, self.edges)
 
     def sites(self, model: Any) -> Sites:
-        return edge_sites(model, embeddings=self.embeddings, kv=self.kv)
+        return edge_sites(model, embeddings=self.embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads)
 
     def count(self, sites: Sites) -> int:
         return size(self.edges, self.sparsity, sites)

@@ -39,6 +39,8 @@ class UGS(Penalised):
         objective: what training lowers beside the price.
         embeddings: of edges: ``"merged"``, ``"separate"`` or ``"kept"``, as of :class:`~tlprune.Convention`.
         kv: of edges: under grouped-query attention, k and v readers per key/value head or per query head.
+        qkv: of edges: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
+        heads: of edges: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         steps: training steps.
         rate: learning rate of the masks.
         samples: mask samples per step, each for an equal part of the batch.
