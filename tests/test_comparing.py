@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -448,3 +449,70 @@ def test_the_matrix_is_every_circuit_under_every_ablation() -> None:
     json.dumps(found.as_dict(), allow_nan=False)
     with pytest.raises(ValueError, match="needs ablations but got none"):
         tp.ablation_matrix(planted.model, planted.task, method, {})
+
+
+def test_the_interval_of_stability_is_of_circuits_drawn_again() -> None:
+    """Of two equal circuits and another one a draw of three has the mean of its pairs of different draws."""
+    same, other = chance(20, 0), chance(20, 1)
+    found = tp.stability([same, same, other], chance="uniform")
+    apart = same.iou(other)
+    assert found.matrix.tolist() == [[1, 1, apart], [1, 1, apart], [apart, apart, 1]]
+    assert found.interval is not None
+    assert found.interval.value == pytest.approx((1 + 2 * apart) / 3)
+    assert (found.interval.low, found.interval.high) == (
+        pytest.approx(apart),
+        pytest.approx(1),
+    )  # 6/27 and 6/27 of draws
+    assert tp.stability([same, other], chance="uniform").interval is None
+
+
+def test_circuits_found_again_differ_by_seed_alone_where_data_have_no_part(tmp_path: Path) -> None:
+    found = tp.refound(PLANTED.model, TASK, tp.Random(edges=20), seeds=3, resamples=2, chance="uniform")
+    expected = [tp.Random(edges=20, seed=seed).find(PLANTED.model, TASK) for seed in range(3)]
+    assert list(found.circuits["seeds"]) == expected
+    assert found.nominal["data"].iou == 1
+    assert found.effective["seeds"].iou == pytest.approx(
+        tp.stability([one.effective for one in expected], chance="uniform").iou
+    )
+    assert len({one.provenance["task"].get("redrawn") for one in found.circuits["data"]}) == 2
+    assert len(str(found).splitlines()) == 5
+    found.plot(tmp_path / "stability.html")
+    assert "nominal IoU over seeds" in (tmp_path / "stability.html").read_text()
+    json.dumps(found.as_dict())
+    for options, message in (({"seeds": 1, "resamples": 0}, "none to compare"),):
+        with pytest.raises(ValueError, match=message):
+            tp.refound(PLANTED.model, TASK, tp.Random(edges=20), **options)
+    with pytest.raises(ValueError, match="EAP has no seed"):
+        tp.refound(PLANTED.model, TASK, tp.EAP(edges=20))
+
+
+def test_redrawn_examples_are_those_of_training_with_their_twins() -> None:
+    discovery = TASK.discovery
+    again = tp.redrawn(discovery, seed=1)
+    rows = {str(row) for row in torch.cat([discovery.train().clean.ids, discovery.train().corrupt.ids], 1).tolist()}
+    drawn_rows = [str(row) for row in torch.cat([again.train().clean.ids, again.train().corrupt.ids], 1).tolist()]
+    assert set(drawn_rows) < rows
+    assert len(drawn_rows) == len(discovery.train())
+    assert again.train().index.tolist() == list(range(len(drawn_rows)))
+    assert again.validation() is discovery.validation()
+
+
+def test_shared_parts_are_measured_one_by_one() -> None:
+    other = tp.Circuit(SITES, TRUTH.kept | chance(20, 3).kept)
+    other = other - tp.Circuit.from_names(SITES, TRUTH.names[:1])
+    found = tp.shared_parts(
+        PLANTED.model, {"true": TRUTH, "other": other}, {"test": TASK, "train": TASK.discovery.train()}
+    )
+    assert found.circuits["both"] == TRUTH & other
+    assert found.circuits["true alone"].names == TRUTH.names[:1]
+    assert found.circuits["either"] == TRUTH | other
+    assert len(found.circuits["other alone"]) + len(found.circuits["both"]) == len(other)
+    for name in ("true", "both", "other alone"):
+        alone = tp.evaluate(PLANTED.model, found.circuits[name], TASK, ablation=tp.Resample())["circuit"]
+        assert found[name, "test"].means()["kl"] == pytest.approx(alone.means()["kl"], abs=1e-5)
+        assert found[name, "test"].means()["faithfulness"] == pytest.approx(alone.means()["faithfulness"], abs=1e-4)
+    assert found.overlap.iou == TRUTH.iou(other)
+    assert len(str(found).splitlines()) == 8
+    json.dumps(found.as_dict())
+    with pytest.raises(ValueError, match="but got 1 and 1"):
+        tp.shared_parts(PLANTED.model, {"true": TRUTH}, {"test": TASK})

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from tlprune.evaluation.recovery import circuits_auc as circuits_auc
     from tlprune.evaluation.recovery import node_scores as node_scores
     from tlprune.evaluation.recovery import recovery as recovery
+    from tlprune.evaluation.refound import StabilityReport as StabilityReport
+    from tlprune.evaluation.refound import redrawn as redrawn
+    from tlprune.evaluation.refound import refound as refound
+    from tlprune.evaluation.shared import SharedParts as SharedParts
+    from tlprune.evaluation.shared import shared_parts as shared_parts
     from tlprune.evaluation.spread import repaired as repaired
     from tlprune.evaluation.spread import spread as spread
     from tlprune.evaluation.subcases import subcases as subcases
@@ -232,6 +237,11 @@ _HOMES = {
     "circuits_auc": "evaluation.recovery",
     "node_scores": "evaluation.recovery",
     "recovery": "evaluation.recovery",
+    "StabilityReport": "evaluation.refound",
+    "redrawn": "evaluation.refound",
+    "refound": "evaluation.refound",
+    "SharedParts": "evaluation.shared",
+    "shared_parts": "evaluation.shared",
     "repaired": "evaluation.spread",
     "spread": "evaluation.spread",
     "subcases": "evaluation.subcases",

@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.evaluation.table import aligned
 from tlprune.graph import Graph
+from tlprune.learning.bootstrap import RESAMPLES, Interval, bounds
 from tlprune.random_circuits import connected_random
 
 Chance = Literal["uniform", "connected"]
+STABILITY = ["circuits", "mean IoU [95%]", "chance", "excess", "in all", "in any"]
 
 
 @dataclass(frozen=True)
@@ -160,17 +162,50 @@ class Stability:
         """Mean intersection over union less that of chance."""
         return self.iou - self.chance
 
+    @property
+    def matrix(self) -> Float[Tensor, "circuit circuit"]:
+        """Intersection over union of each pair, 1 of a circuit with itself."""
+        found = torch.eye(len(self.sizes), dtype=torch.float64)
+        first, second = torch.combinations(torch.arange(len(self.sizes)), 2).T
+        found[first, second] = found[second, first] = torch.tensor(
+            [pair.iou for pair in self.pairs], dtype=torch.float64
+        )
+        return found
+
+    @property
+    def interval(self) -> Interval | None:
+        """95% for the mean intersection over union, by the bootstrap over circuits; ``None`` for fewer than three.
+
+        Pairs that share a circuit are no independent draws, so circuits are drawn, not pairs; a circuit drawn twice is
+        no pair with itself.
+        """
+        count = len(self.sizes)
+        if count < 3:
+            return None
+        drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+        times = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones(drawn.shape).double()
+        )
+        apart = self.matrix.fill_diagonal_(0)
+        pairs = times.sum(1).square() - times.square().sum(1)
+        means = torch.einsum("ri,ij,rj->r", times, apart, times)[pairs > 0] / pairs[pairs > 0]
+        low, high = bounds(means[:, None])
+        return Interval(self.iou, float(low), float(high))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         counts = {"in_all": self.in_all, "in_any": self.in_any, "sizes": list(self.sizes)}
-        return {"iou": self.iou, "chance": self.chance, "excess": self.excess, **counts}
+        known = {"interval": None if self.interval is None else self.interval.as_dict()}
+        return {"iou": self.iou, "chance": self.chance, "excess": self.excess, **known, **counts}
+
+    def row(self) -> list[str]:
+        """Its figures as cells of a table: circuits, IoU with interval, chance, excess, in all, in any."""
+        bounded = "" if self.interval is None else f" [{self.interval.low:.3f}, {self.interval.high:.3f}]"
+        figures = [f"{self.iou:.3f}{bounded}", f"{self.chance:.3f}", f"{self.excess:.3f}"]
+        return [str(len(self.sizes)), *figures, f"{self.in_all:,}", f"{self.in_any:,}"]
 
     def __str__(self) -> str:
-        row = [f"{value:.3f}" for value in (self.iou, self.chance, self.excess)]
-        counts = [f"{self.in_all:,}", f"{self.in_any:,}"]
-        lines = aligned(["circuits", "mean IoU", "chance", "excess", "in all", "in any"],
-                        [[str(len(self.sizes)), *row, *counts]])  # fmt: skip
-        return "\n".join(lines)
+        return "\n".join(aligned(STABILITY, [self.row()]))
 
 
 def stability(
