@@ -50,7 +50,7 @@ def test_training_is_what_the_script_says(name: str) -> None:
 
 def test_every_recipe_is_of_a_script_and_names_a_task() -> None:
     assert set(recipes) == set(SCRIPTS)
-    assert {name for name in recipes if name in TASKS} >= set(SCRIPTS) - {"reverse", "xproportion"}
+    assert set(recipes) <= set(TASKS)
     assert len(recipes) == len(SCRIPTS)
     assert tp.recipes is recipes
 
