@@ -2,12 +2,13 @@
 
     python -m benchmarks.tracr --out tracr.jsonl [--programs reverse xproportion] [--methods short paper acdc]
 
-Each run is one line of the file; runs that are there already are not repeated. ``reverse`` and ``xproportion`` are in the
-package, other programs need ``pip install 'tlprune[tracr]'``. Everything is under zero ablation. Methods that are told
-a size are told that of the behavioural circuit; ACDC's follows from its threshold, that of ``paper`` from its gates.
+Each run is one line of the file; runs that are there already are not repeated. ``reverse`` and ``xproportion`` are in
+the package, other programs need ``pip install 'tlprune[tracr]'``. Everything is under zero ablation. Methods that are
+told a size are told that of the behavioural circuit; ACDC's follows from its threshold, that of ``paper`` from its
+gates.
 
-``paper`` is the released code's training of the two programs that it has: separate nodes for both embeddings, its rates,
-lengths and targets, for xproportion its loss over places and gates on nodes.
+``paper`` is the released code's training of the two programs that it has: separate nodes for both embeddings, its
+rates, lengths and targets, for xproportion its loss over places and gates on nodes.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from torch import Tensor
 
 import tlprune as tp
 from tlprune.learning.objectives import Sum
+from tlprune.models.tracr.circuits import Embeddings
 from tlprune.models.tracr.program import Tracr
 from tlprune.schedules import join, linear
 
-Found = tuple[tp.Circuit, str]  # of edges, and the convention of their embeddings
+Found = tuple[tp.Circuit, Embeddings]  # of edges, and the convention of their embeddings
 PROGRAMS = ("reverse", "xproportion", "sort", "hist", "shuffle-dyck")
 THRESHOLD = 1e-4  # ACDC's
 
@@ -167,8 +169,8 @@ def eap(one: Tracr, seed: int) -> Found:
 
 
 def eap_ig(one: Tracr, seed: int) -> Found:
-    objective = {"objective": tp.SquaredError()} if one.program.outputs is None else {}
-    method = tp.EAPIG(edges=len(one.behavioural), **objective)
+    objective = tp.SquaredError() if one.program.outputs is None else tp.LogitDifference()
+    method = tp.EAPIG(edges=len(one.behavioural), objective=objective)
     return method.find(one.model, one.task, ablation=tp.Zero()), "merged"
 
 

@@ -147,3 +147,24 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["discover", "--help"])
     assert "--sparsity" in capsys.readouterr().out
+
+
+def test_a_compiled_program_brings_its_model_its_ablation_and_the_size_of_its_circuit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["discover", "--task", "xproportion", "--steps", "3", "--out", str(out)]) == 0
+    circuit = tp.Circuit.load(out / "circuit.json")
+    assert len(circuit) == len(tp.tracr("xproportion").behavioural)
+    assert circuit.provenance["ablation"] == {"name": "zero"}
+    assert circuit.provenance["command"] == {"model": "tracr-xproportion", "task": "xproportion", "task_seed": 0}
+    assert "zero ablation" in capsys.readouterr().out
+    assert main(["evaluate", str(out / "circuit.json")]) == 0
+    assert "256 test examples" in capsys.readouterr().out
+
+
+def test_size_and_ablation_can_be_chosen(tmp_path: Path) -> None:
+    words = ["discover", "--task", "reverse", "--steps", "2", "--edges", "4", "--ablation", "resample"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    circuit = tp.Circuit.load(tmp_path / "run" / "circuit.json")
+    assert (len(circuit), circuit.provenance["ablation"]["name"]) == (4, "resample")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tlprune.choices import choice, value_of
 
@@ -25,22 +25,26 @@ class Run:
     """What to explain, and where the result goes.
 
     Attributes:
-        model: testbed, planted, taught, world, a name that TransformerLens knows, or a local Hugging Face directory.
-        task: such as ioi, gendered-pronoun, greater-than, induction, docstring, planted or, for models that classify,
-            sst2; or a file of prompts that ends in .jsonl. An unknown name lists all.
+        model: testbed, planted, taught, world, tracr-reverse, a name that TransformerLens knows, or a local Hugging
+            Face directory; by default the task's own, or testbed.
+        task: such as ioi, gendered-pronoun, greater-than, induction, docstring, planted, reverse or, for models that
+            classify, sst2; or a file of prompts that ends in .jsonl. An unknown name lists all.
         method: such as edge-pruning, acdc, eap, eap-ig or random. An unknown name lists all.
         out: directory for circuit.json, metrics.jsonl, circuit.html (of edges) and evaluation.json; by default a new
             one in runs/.
         task_seed: of the prompts and the split; --seed is the method's.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
+        ablation: what replaces what is removed, resample or zero; by default the task's: zero for compiled
+            programs such as reverse, else the method's, mostly resample.
     """
 
-    model: str = "testbed"
+    model: str | None = None
     task: str = "ioi"
     method: str = "edge-pruning"
     out: Path | None = None
     task_seed: int = 0
     device: str | None = None
+    ablation: Literal["resample", "zero"] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,20 +133,23 @@ def discover(run: Run, method: Any) -> None:
     from tlprune.models.load import load
     from tlprune.sealing import sealed
     from tlprune.tasks import task_builder
+    from tlprune.tasks.usual import ABLATIONS, sized, usual
 
-    build = task_builder(run.task)
+    build, setting = task_builder(run.task), usual(run.task)
+    run = dataclasses.replace(run, model=run.model or setting.model, ablation=run.ablation or setting.ablation)
     with _output_directory(run) as out:
         model = load(run.model, device=run.device)
-        task = build(model, seed=run.task_seed)
+        task, method = build(model, seed=run.task_seed), sized(method, run.task, model)
         records = {"metrics": out / "metrics.jsonl"} if "metrics" in inspect.signature(method.find).parameters else {}
-        found = method.find(model, sealed(task), progress=sys.stderr.isatty(), **records)
+        ablation = ABLATIONS[run.ablation]() if run.ablation else None
+        found = method.find(model, sealed(task), ablation=ablation, progress=sys.stderr.isatty(), **records)
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
     circuit = found.like(found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
     figures = evaluate(model, circuit, task)
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
     if "edges" in circuit.sites.kinds:
-        draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(run.model).name}")
+        draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(str(run.model)).name}")
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
     print(f"wrote {', '.join(name for name in FILES if (out / name).exists())} to {out}/")
     print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')
@@ -274,7 +281,7 @@ def _unboxed(complaint: str) -> str:
 @contextlib.contextmanager
 def _output_directory(run: Run) -> Iterator[Path]:
     """The directory for a run, made and known to be writable before any work; gone again if the work cannot start."""
-    out = run.out or _fresh(Path("runs"), f"{Path(run.model).name}-{Path(run.task).stem}")
+    out = run.out or _fresh(Path("runs"), f"{Path(str(run.model)).name}-{Path(run.task).stem}")
     if any((out / name).exists() for name in FILES):
         raise ValueError(f"{out} already holds a run. Choose another directory with --out, or remove it.")
     existed = out.exists()
