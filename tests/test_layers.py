@@ -89,7 +89,7 @@ def code_strings(path: Path) -> list[str]:
 
 def test_the_walk_finds_what_it_looks_for() -> None:
     """The checks above would pass in silence if they saw nothing."""
-    assert {"gates", "masking", "learning"} <= imported(PACKAGE / "methods" / "edge_pruning.py")
+    assert {"gates", "masking", "learning"} <= imported(PACKAGE / "methods" / "multi_granular.py")
     assert any("hook_z" in text for text in code_strings(PACKAGE / "backends" / "hooked_transformer.py"))
     assert len(MODULES) > 30
 
