@@ -218,7 +218,7 @@ def test_edges_whose_sign_changes_between_examples_are_not_consistent() -> None:
     method = tp.EAP(selection=tp.Consistent(share=1), edges=100, batch_size=1)
     samples = method.score(model, task).samples
     assert samples is not None
-    found = method.find(model, task)
+    found = method.selection.select(method.score(model, task), 100)
     assert 0 < len(found) <= 100
     assert bool((samples[:, found.kept].sign().abs().sum(0) == len(samples)).all())
     one_sign = (samples > 0).all(0) | (samples < 0).all(0)

@@ -349,5 +349,5 @@ def test_sums_are_over_groups() -> None:
 def test_the_model_is_left_without_flags() -> None:
     model: Any = fresh("llama")
     before = dict(vars(model.cfg))
-    tp.EAP(edges=3, **FEWER["layers"]).find(model, random_task())  # pyright: ignore[reportArgumentType]
+    tp.EAP(**FEWER["layers"]).score(model, random_task())  # pyright: ignore[reportArgumentType]
     assert vars(model.cfg) == before

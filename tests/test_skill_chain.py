@@ -81,12 +81,12 @@ def test_what_is_found_under_a_prompt_says_so(tmp_path: Path) -> None:
     one = tp.planted("sentiment")
     prompt, train = tp.Prompt(torch.zeros(1, one.model.cfg.d_model)), one.task.discovery.train().clean
     with prompt.attached(one.model):
-        circuit, means = tp.EAP(edges=2).find(one.model, one.task), tp.Mean(train).measure(one.model)
+        circuit, means = tp.EAP(edges=20).find(one.model, one.task), tp.Mean(train).measure(one.model)
         scores = tp.SkillNeurons(probe="answer").score(one.model, one.task)
     means.save(tmp_path / "means.safetensors")
     again = tp.MeasuredMean.load(tmp_path / "means.safetensors")
     assert again.origin["attached"] == circuit.provenance["prompts"] == scores.provenance["prompts"] == [prompt.hash]
-    assert tp.EAP(edges=2).find(one.model, one.task).provenance["prompts"] == []
+    assert tp.EAP(edges=20).find(one.model, one.task).provenance["prompts"] == []
     assert "attached" not in tp.Mean(train).measure(one.model).origin
 
 

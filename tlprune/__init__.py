@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from tlprune.masking.sites import prunable as prunable
     from tlprune.masking.sites import weights as weights
     from tlprune.methods.acdc import ACDC as ACDC
+    from tlprune.methods.alive import DeadCircuitError as DeadCircuitError
     from tlprune.methods.atp import AtP as AtP
     from tlprune.methods.compression import density_for as density_for
     from tlprune.methods.criteria import SNIP as SNIP
@@ -317,6 +318,7 @@ _HOMES = {
     "SNIP": "methods.criteria",
     "Wanda": "methods.criteria",
     "ACDC": "methods.acdc",
+    "DeadCircuitError": "methods.alive",
     "EAPIG": "methods.eap_ig",
     "density_for": "methods.compression",
     "EdgePruning": "methods.edge_pruning",

@@ -10,6 +10,19 @@ from tlprune.scores import Scores
 from tlprune.selection.ranked import ranking
 
 
+class DeadCircuitError(ValueError):
+    """A circuit of edges none of which lies on a path from the embeddings to the logits.
+
+    Attributes:
+        circuit: what was found.
+        scores: what it was taken of, from which another size can be taken.
+    """
+
+    def __init__(self, text: str, circuit: Circuit, scores: Scores) -> None:
+        super().__init__(text)
+        self.circuit, self.scores = circuit, scores
+
+
 def alive(found: Circuit, scores: Scores, *, count: int | None, selection: Any = None) -> Circuit:
     """The circuit, unless it is of edges and none of them lies on a path.
 
@@ -22,13 +35,16 @@ def alive(found: Circuit, scores: Scores, *, count: int | None, selection: Any =
         selection: which selection took it; by default the edges of the highest score were taken.
 
     Raises:
-        ValueError: naming the smallest number of edges of the highest score that has a path.
+        DeadCircuitError: naming the smallest number of edges of the highest score that has a path. It carries the
+            circuit and the scores, so that no training is lost.
     """
     if found.sites.kinds != ("edges",) or count == 0 or found.n_effective:
         return found
     values = ranking(scores.of("edges"), getattr(selection, "by", "signed")).view(-1, len(scores.graph)).amax(0)
-    raise ValueError(
+    raise DeadCircuitError(
         f"A circuit needs a path from the embeddings to the logits but none of its {len(found):,} edges lies on one. "
         f"The {connecting_size(scores.graph, values):,} edges of the highest score are the fewest that have one: ask "
-        "for as many, or take any number of score(...) by tp.TopConnected(), which keeps the best path."
+        "for as many, or take any number of score(...) by tp.TopConnected(), which keeps the best path.",
+        found,
+        scores,
     )

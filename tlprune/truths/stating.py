@@ -116,12 +116,11 @@ def _is_linked(edge: str, roles: Mapping[str, set[str]], links: Links) -> bool:
 def in_convention(edges: Iterable[str], graph: Graph) -> list[str]:
     """Edges of merged embeddings with q, k and v apart, as the edges of another convention that carry the same.
 
-        Example:
-            >>> from tlprune.grouping import whole_of
-    from tlprune.graph import Convention
-            >>> graph = Graph(Architecture(1, 2, 2, position_embedding=True), Convention("separate", qkv="joined"))
-            >>> in_convention(["input->a0.h1<q>", "input->a0.h1<v>", "a0.h1->logits"], graph)
-            ['embed->a0.h1', 'pos_embed->a0.h1', 'a0.h1->logits']
+    Example:
+        >>> from tlprune.graph import Convention
+        >>> graph = Graph(Architecture(1, 2, 2, position_embedding=True), Convention("separate", qkv="joined"))
+        >>> in_convention(["input->a0.h1<q>", "input->a0.h1<v>", "a0.h1->logits"], graph)
+        ['embed->a0.h1', 'pos_embed->a0.h1', 'a0.h1->logits']
     """
     joined = graph.convention.qkv == "joined"
     found = dict[str, None]()
