@@ -129,6 +129,17 @@ def test_methods_find_the_true_edges_at_their_places(name: str, seed: int, tmp_p
         assert tp.methods.provenance.method_from(again.provenance) == method
 
 
+@pytest.mark.parametrize("name", ["copy", "adder"])
+def test_pruning_finds_the_true_edges_at_their_places(name: str) -> None:
+    planted, true = true_places(name, 0)
+    method = tp.EdgePruning(edges=len(true), steps=80, spans=planted.task.span_names)
+    found = method.find(planted.model, planted.task)
+    assert found == true
+    means = tp.evaluate(planted.model, found, planted.task)["circuit"].means()
+    assert means["kl"] < 0.1
+    assert means["accuracy"] == 1.0
+
+
 def test_scores_by_span_need_prompts_with_spans() -> None:
     batch = random_batch()
     discovery = Discovery("mine", {MAIN: (batch, batch)}, {"name": "mine", "fingerprint": "x"})
