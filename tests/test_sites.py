@@ -9,7 +9,8 @@ import torch
 
 from tlprune.effective import effective_sites
 from tlprune.graph import Architecture, Convention, Graph
-from tlprune.sites import Group, Matrix, Neurons, Nodes, Sites, Spanned, Weights
+from tlprune.sites import Matrix, Neurons, Nodes, Sites, Weights
+from tlprune.spans import Group, Spanned
 
 GRAPH = Graph(Architecture(2, 2, 2))
 MATRICES = (

@@ -125,10 +125,41 @@ def test_the_fingerprint_covers_labels_and_spans(testbed: Any) -> None:
 
 def test_tasks_without_labels_and_spans_keep_their_fingerprint(testbed: Any) -> None:
     """Saved circuits name it, so it changes with the prompts alone."""
-    task = induction(testbed)
+    task = from_pairs("pairs", testbed, **repeat([HE, SHE]))
     assert task.test.labels is None
     assert task.test.spans is None
-    assert task.fingerprint == "0491fa260180b22f"
+    assert task.fingerprint == "4612e128fd262e16"
+
+
+@pytest.mark.parametrize("tokenizer", ["testbed", "gpt2"])
+def test_greater_than_marks_the_halves_of_its_year(request: pytest.FixtureRequest, tokenizer: str) -> None:
+    tokenizer = request.getfixturevalue(tokenizer)
+    task = greater_than(tokenizer, **SIZES)
+    assert task.span_names == ("event", "century", "year", "end")
+    for batch in splits(task):
+        for row in range(len(batch)):
+            century, year, end = (words_of(tokenizer, task, batch, row, name) for name in task.span_names[1:])
+            assert century[1] == tokenizer.decode(batch.clean.ids[row, batch.positions[row]]).strip()
+            assert int(year[1]) == batch.labels[row]
+            assert year[0] == [century[0][0] + 1]
+            assert end[0] == batch.positions[row].tolist()
+        changed = batch.clean.ids != batch.corrupt.ids
+        assert (batch.spans[changed] == task.span_names.index("year")).all()
+        assert (batch.spans == 0).any()
+
+
+@pytest.mark.parametrize("tokenizer", ["testbed", "gpt2"])
+def test_induction_marks_what_comes_again(request: pytest.FixtureRequest, tokenizer: str) -> None:
+    tokenizer = request.getfixturevalue(tokenizer)
+    task = induction(tokenizer, **SIZES)
+    for batch in splits(task):
+        for row in range(len(batch)):
+            found = {name: words_of(tokenizer, task, batch, row, name) for name in task.span_names}
+            assert found["next"][1] == tokenizer.decode(batch.answers[row]).strip()
+            assert found["end"][1] == found["before"][1]
+            assert found["again"][1] == found["first"][1]
+            assert found["next"][0][0] == found["before"][0][-1] + 1
+            assert found["end"][0] == batch.positions[row].tolist()
 
 
 def test_discovery_has_no_test_examples() -> None:

@@ -13,7 +13,8 @@ from tlprune.circuit import Circuit
 from tlprune.graph import Convention, Graph, Readers
 from tlprune.grouping import groups, of_heads
 from tlprune.scores import Scores
-from tlprune.sites import Group, Sites, Spanned
+from tlprune.sites import Sites
+from tlprune.spans import Group, Spanned
 
 Reduce = Literal["mean", "sum", "max", "min"]
 ALWAYS = -1  # the place of an edge from an embedding that is always there and not counted

@@ -1,7 +1,8 @@
 """Sites: the places in a model that a mask has a value for, as plain data in groups of one kind.
 
 A group knows how many sites it has and what they are called. :class:`~tlprune.graph.Graph` is the group of edges; the
-others are here. :class:`Sites` puts groups side by side: a mask over it is one flat vector, group after group.
+others are here; what repeats them for each span of a prompt is in :mod:`tlprune.spans`. :class:`Sites` puts groups side
+by side: a mask over it is one flat vector, group after group.
 """
 
 from __future__ import annotations
@@ -12,42 +13,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from tlprune.graph import Graph
+from tlprune.spans import Group, Spanned
 
-REST = "rest"
 NODE_KINDS = ("nodes", "heads", "mlps", "layers")
-
-
-@runtime_checkable
-class Group(Protocol):
-    """Sites of one kind, in a fixed order.
-
-    Attributes:
-        kind: ``"edges"``, ``"nodes"``, ``"heads"``, ``"mlps"``, ``"layers"``, ``"neurons"`` or ``"weights"``.
-    """
-
-    @property
-    def kind(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What the site at ``index`` is called."""
-        ...
-
-    def index(self, name: str) -> int:
-        """Position of a named site; a ValueError if there is none."""
-        ...
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data from which :func:`group_from_dict` makes the group again."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -209,55 +184,6 @@ class Weights:
     def as_dict(self) -> dict[str, Any]:
         matrices = [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.matrices]
         return {"kind": self.kind, "unit": self.unit, "matrices": matrices}
-
-
-@dataclass(frozen=True)
-class Spanned:
-    """A group once for each named span of a prompt, and once for all positions outside these spans.
-
-    Attributes:
-        group: what is repeated.
-        spans: names of spans; the last repetition is called ``rest``.
-    """
-
-    group: Group
-    spans: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        return self.group.kind
-
-    @property
-    def all_spans(self) -> tuple[str, ...]:
-        return (*self.spans, REST)
-
-    def __len__(self) -> int:
-        return len(self.group) * len(self.all_spans)
-
-    def name(self, index: int) -> str:
-        span, inner = divmod(index, len(self.group))
-        return f"{self.group.name(inner)}@{self.all_spans[span]}"
-
-    def index(self, name: str) -> int:
-        inner, _, span = name.rpartition("@")
-        if span not in self.all_spans:
-            raise ValueError(
-                f"{name!r} names no span of these sites. Write {self.name(0)!r}; spans are {', '.join(self.all_spans)}."
-            )
-        return self.all_spans.index(span) * len(self.group) + self.group.index(inner)
-
-    def spread(
-        self, values: Shaped[Tensor, "*lead site"], spans: Int[Tensor, "example pos"]
-    ) -> Shaped[Tensor, "example pos inner"]:
-        """Each position's own mask; ``spans`` numbers the span of every position, -1 for none."""
-        table = values.unflatten(-1, (len(self.all_spans), len(self.group)))
-        place = torch.where(spans < 0, len(self.spans), spans)
-        if table.dim() == 2:
-            return table[place]
-        return table[torch.arange(len(table), device=table.device)[:, None], place]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "spans": list(self.spans), "group": self.group.as_dict()}
 
 
 @dataclass(frozen=True)

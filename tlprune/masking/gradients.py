@@ -31,7 +31,7 @@ AS_IT_IS: tuple[Run, ...] = ((1.0, {}),)
 _CHECKED: weakref.WeakKeyDictionary[Any, set[Convention]] = weakref.WeakKeyDictionary()
 
 
-def edge_gradients(
+def edge_gradients(  # noqa: PLR0913
     backend: Backend,
     graph: Graph,
     tokens: Tokens,
@@ -43,7 +43,8 @@ def edge_gradients(
     runs: Sequence[Run] = AS_IT_IS,
     writers: slice = ALL,
     rules: Rules | None = None,
-) -> Float[Tensor, "edge"]:
+    groups: Sequence[Tensor] | None = None,
+) -> Float[Tensor, "*group edge"]:
     """``dL/dm`` of every edge at ``m = 1``, as of :func:`~tlprune.masking.edges.run_edges`.
 
     A run is one forward and one backward pass of the model; at the end there is one matrix product per set of readers,
@@ -61,9 +62,19 @@ def edge_gradients(
             they compute; by default one run of the model as it is.
         writers: whose edges are wanted, by their numbers in the graph; those of others are left at 0.
         rules: other gradients than those of the model's own functions.
+        groups: sets of positions whose sums are wanted one by one, ``(group, edge)``, as numbers in all examples'
+            positions one after the other; by default the sum over all.
+
+    Raises:
+        ValueError: groups of positions of a post-norm model.
     """
     assert sent is not None or len(runs) == 1
     rules = rules or Rules()
+    if graph.architecture.post_norm and groups is not None:
+        raise ValueError(
+            "Gradients by span need a residual stream that is a sum, but this encoder normalises every sum. Score its "
+            "edges without spans, or train masks by span: tp.EdgePruning(spans=...)."
+        )
     if graph.architecture.post_norm:
         held = partial(
             held_gradients, backend, graph, tokens, replaced, loss, positions=positions, sent=sent, rules=rules
@@ -77,7 +88,9 @@ def edge_gradients(
             gradients.add(tap.reads, weight * loss(logits))
         sent = sent or tap.sent.activations()
     assert sent is not None
-    return gradients.by_edge(sent, replaced)
+    if groups is None:
+        return gradients.by_edge(sent, replaced)
+    return torch.stack([gradients.by_edge(sent, replaced, tokens) for tokens in groups])
 
 
 @torch.no_grad()

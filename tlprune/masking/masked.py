@@ -28,7 +28,8 @@ from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
 from tlprune.masking.sites import edges
 from tlprune.masking.workspace import Pool
-from tlprune.sites import Group, Neurons, Sites, Spanned, Weights
+from tlprune.sites import Neurons, Sites, Weights
+from tlprune.spans import Group, Spanned, check_covered
 from tlprune.task import Batch, Tokens
 
 Read = Callable[[Tokens, Edits, Tensor | None], Tensor]  # what is taken of a run without edges
@@ -280,6 +281,9 @@ class Masked:
         if isinstance(clean, Batch):
             spans = spans_of(clean, self.sites.spans) if spans is None else spans
             clean, corrupt = clean.clean, clean.corrupt
+        if spans is not None:
+            mask = clean.attention_mask if isinstance(clean, Tokens) else None
+            check_covered(self.sites.spans, spans.cpu(), None if mask is None else mask.cpu() > 0)
         return self._tokens(clean), None if corrupt is None else self._tokens(corrupt), spans
 
     def _tokens(self, tokens: Tokens | Tensor) -> Tokens:

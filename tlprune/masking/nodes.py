@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tlprune.backends.activations import Activations, Edits, Point
 from tlprune.graph import Architecture
-from tlprune.sites import Neurons, Nodes, Sites, Spanned
+from tlprune.sites import Neurons, Nodes, Sites
+from tlprune.spans import Spanned
 
 MaskValues = Float[Tensor, "*lead site"]
 

@@ -47,7 +47,7 @@ class ReaderGradients:
             own.add(read, [next(known) for _ in read.parts])
 
     @torch.no_grad()
-    def by_edge(self, sent: Activations, replaced: Activations) -> Float[Tensor, "edge"]:
+    def by_edge(self, sent: Activations, replaced: Activations, tokens: slice | Tensor = ALL) -> Float[Tensor, "edge"]:
         """``(x_w - x~_w) . dL/dx_r`` of every edge, summed over examples and positions; 0 for other writers' edges.
 
         A reader that sees one writer and nothing else, under Zero ablation and in front of a norm, is gated behind the
@@ -56,16 +56,17 @@ class ReaderGradients:
         Args:
             sent: what writers send, ``x``.
             replaced: what ablated ones send, ``x~``.
+            tokens: which positions are summed over, as numbers in all examples' positions one after the other.
         """
-        found = differences(self.backend, self.graph, sent, replaced)
+        found = differences(self.backend, self.graph, sent, replaced)[:, tokens]
         result = found.new_zeros(self.graph.n_edges)
         for readers, own in self.sets:
             end = min(self.last, readers.width)
             base = replaced.streams[self.graph.readers.index(readers)]
             if isinstance(own, _Attention) and self._scale_free(readers, own, base):
-                products = own.behind_norm[:, None]
+                products = own.behind_norm[:, tokens].sum(-1)[:, None]
             else:
-                products = own.along(found[self.first : end])
+                products = own.along(found[self.first : end], tokens)
             readers.block(result)[:, self.first : end] = products
         return result
 
@@ -90,9 +91,9 @@ class _Stream:
     def add(self, read: Read, gradients: list[Tensor]) -> None:
         self.total = self.total + gradients[0].to(exact(gradients[0].dtype))
 
-    def along(self, differences: Differences) -> Float[Tensor, "1 writer"]:
+    def along(self, differences: Differences, tokens: slice | Tensor) -> Float[Tensor, "1 writer"]:
         assert isinstance(self.total, Tensor)
-        return (differences.flatten(1) @ self.total.flatten())[None]
+        return (differences.flatten(1) @ self.total.flatten(0, 1)[tokens].flatten())[None]
 
 
 class _Attention:
@@ -120,19 +121,19 @@ class _Attention:
         if unit is not None:
             nothing = read.projection(stream.new_zeros(sum(read.projection.splits), 1, stream.shape[1]))
             inner = (outer * (_by_head(read.parts) - torch.cat(nothing))).sum(-1)
-            self.behind_norm = self.behind_norm + self._per_reader(inner).sum(-1)
+            self.behind_norm = self.behind_norm + self._per_reader(inner)
             self.inner.append(self._per_reader(inner * inverse[:, 0] / stream.shape[1]))
             self.units.append(unit)
         self.outer = self.outer + outer * inverse
 
-    def along(self, differences: Differences) -> Float[Tensor, "reader writer"]:
+    def along(self, differences: Differences, tokens: slice | Tensor) -> Float[Tensor, "reader writer"]:
         weights = torch.cat([_in_front_of_gain(self.projection, weight) for weight in self.projection.weights])
-        gradient = self._per_reader(torch.bmm(self.outer, weights.mT))
+        gradient = self._per_reader(torch.bmm(self.outer[:, tokens], weights.mT))
         result = gradient.flatten(1) @ differences.flatten(1).T
         if self.units:
             # (token, writer, d_model) @ (token, d_model, run): how much of each difference only scales the stream.
-            scaling = torch.bmm(differences.transpose(0, 1), torch.stack(self.units, -1))
-            result -= torch.stack(self.inner, -1).flatten(1) @ scaling.transpose(1, 2).flatten(0, 1)
+            scaling = torch.bmm(differences.transpose(0, 1), torch.stack(self.units, -1)[tokens])
+            result -= torch.stack(self.inner, -1)[:, tokens].flatten(1) @ scaling.transpose(1, 2).flatten(0, 1)
         return result
 
     def _per_reader(self, parts: Tensor) -> Tensor:

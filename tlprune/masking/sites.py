@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from tlprune.backends import backend_of
 from tlprune.graph import Convention, Graph
-from tlprune.sites import Group, Neurons, Nodes, Sites, Spanned, Weights
+from tlprune.sites import Neurons, Nodes, Sites, Weights
+from tlprune.spans import Group, Spanned
 
 
 def edges(

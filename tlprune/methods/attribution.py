@@ -20,8 +20,11 @@ from tlprune.grouping import of_heads, summed
 from tlprune.learning.objectives import KL, LogitDifference, Objective, SquaredError, Sum, weighted
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.installing import refuse_installed
+from tlprune.masking.masked import spans_of
+from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.scoring import EdgeScoring
 from tlprune.sites import Sites
+from tlprune.spans import check_covered, every_span, places
 from tlprune.task import Batch, Discovery
 
 # The loss of a batch, from the model's logits at the answer positions and the full model's predictions there.
@@ -35,10 +38,13 @@ class GradientScoring(EdgeScoring):
     Attributes:
         objective: the loss.
         batch_size: examples per pass; what writers send is held for all of them at once.
+        spans: names of the task's spans; every edge then has a score for each span, the sum over its positions, and
+            one for the rest. Together they are its score without spans.
     """
 
     objective: Objective | Sum = field(default=LogitDifference())
     batch_size: int = 16
+    spans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,11 +57,36 @@ class GradientScoring(EdgeScoring):
                     "Leave run= out."
                 )
 
+    def sites(self, model: Any) -> Sites:
+        return edge_sites(
+            model, embeddings=self.embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads, spans=self.spans
+        )
+
+    def groups(self, batch: Batch) -> list[Tensor] | None:
+        """The positions of each span, as numbers in all examples' positions one after the other; no spans, no groups.
+
+        Raises:
+            ValueError: the prompts have no such spans.
+        """
+        numbers = spans_of(batch, self.spans) if self.spans else None
+        if self.spans and numbers is None:
+            raise ValueError(
+                f"Scores by span ({', '.join(self.spans)}) need prompts that name theirs, but these have none. Name "
+                "them with tp.tasks.with_spans(task, names, places)."
+            )
+        if numbers is None:
+            return None
+        mask = batch.clean.attention_mask
+        check_covered(self.spans, numbers, None if mask is None else mask.cpu() > 0)
+        place = places(self.spans, numbers).flatten()
+        count = len(every_span(self.spans))
+        return [(place == span).nonzero().flatten().to(batch.clean.ids.device) for span in range(count)]
+
     @abstractmethod
     def gradients(
         self, backend: Backend, graph: Graph, batch: Batch, replaced: Activations, loss: BatchLoss
-    ) -> Float[Tensor, "edge"]:
-        """What the loss of a batch rises by, per unit of each edge's mask."""
+    ) -> Float[Tensor, "*span edge"]:
+        """What the loss of a batch rises by, per unit of each edge's mask; by span where :meth:`groups` are."""
 
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
@@ -74,7 +105,8 @@ class GradientScoring(EdgeScoring):
             with torch.no_grad():
                 replaced = ablation.replaced(backend, batch.clean, batch.corrupt)
             gradients = self.gradients(backend, graph, batch, replaced, partial(loss, batch))
-            found.append(-summed(gradients, sites.graph, graph).cpu())
+            rows_of_spans = gradients.unflatten(-1, (1, -1)).flatten(0, -2)
+            found.append(-torch.cat([summed(row, sites.graph, graph) for row in rows_of_spans]).cpu())
         samples = torch.stack(found).to(torch.promote_types(backend.dtype, torch.float32))
         shares = samples.new_tensor([share for share, _, _ in parts])
         streams = {objective.on for _, objective in weighted(self.objective)}

@@ -34,6 +34,7 @@ class EAP(GradientScoring):
         objective: the loss; not :class:`~tlprune.KL`, whose gradient is 0 where nothing is ablated.
         batch_size: examples per pass; what writers send is held for all of them at once, ``4 * writers * tokens *
             d_model`` bytes (77 MB for 8 prompts of 20 tokens in GPT-2 small).
+        spans: names of the task's spans, each of which gives every edge a score of its own.
 
     Source: Syed, Rager, Conmy, "Attribution Patching Outperforms Automated Circuit Discovery" (2023); the sign is such
     that positive helps.
@@ -51,7 +52,7 @@ class EAP(GradientScoring):
 
     def gradients(
         self, backend: Backend, graph: Graph, batch: Batch, replaced: Activations, loss: BatchLoss
-    ) -> Float[Tensor, "edge"]:
+    ) -> Float[Tensor, "*span edge"]:
         return edge_gradients(
             backend,
             graph,
@@ -59,4 +60,5 @@ class EAP(GradientScoring):
             replaced,
             lambda logits: loss(logits, predictions(logits)),
             positions=batch.positions,
+            groups=self.groups(batch),
         )

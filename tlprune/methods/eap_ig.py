@@ -51,6 +51,7 @@ class EAPIG(GradientScoring):
         heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         objective: the loss; :class:`~tlprune.KL` will do, too, but not at the clean end alone.
         batch_size: examples per pass; what writers send is held for all of them at once.
+        spans: names of the task's spans, each of which gives every edge a score of its own.
         path: from ablated to full, of what.
         points: where on it.
         steps: how many points, ``n``; with ``points="ends"`` one more.
@@ -81,7 +82,7 @@ class EAPIG(GradientScoring):
 
     def gradients(
         self, backend: Backend, graph: Graph, batch: Batch, replaced: Activations, loss: BatchLoss
-    ) -> Float[Tensor, "edge"]:
+    ) -> Float[Tensor, "*span edge"]:
         logits, sent = clean_run(backend, graph, batch.clean, batch.positions)
         reference, result = predictions(logits), torch.zeros((), device=backend.device)
         for writers, changed in self._paths(graph):
@@ -92,6 +93,7 @@ class EAPIG(GradientScoring):
                 replaced,
                 lambda logits: loss(logits, reference),
                 positions=batch.positions,
+                groups=self.groups(batch),
                 sent=sent,
                 runs=[(weight, between(graph, changed, sent, replaced, at)) for weight, at in self.weighted_points()],
                 writers=writers,

@@ -67,6 +67,8 @@ class EdgePruning(MaskTraining):
         multiplier_rate: learning rate of the multipliers.
         warmup: steps over which rates rise.
         rise: steps over which targets rise.
+        spans: names of the task's spans; every edge then has a gate for each span, and one for the rest of the prompt,
+            and ``edges`` counts pairs of edge and span.
 
     Source: Bhaskar, Wettig, Friedman, Chen, "Finding Transformer Circuits with Edge Pruning" (NeurIPS 2024). Warm
     starts: Mondorf et al., "BlackboxNLP-2025 MIB Shared Task: Exploring Ensemble Strategies for Circuit Localization
@@ -101,6 +103,7 @@ class EdgePruning(MaskTraining):
     multiplier_rate: float | None = None
     warmup: int | None = None
     rise: int | None = None
+    spans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -128,6 +131,11 @@ class EdgePruning(MaskTraining):
                 f"node_sparsity must lie between 0 and 1 but is {self.node_sparsity}. Give the fraction of writers "
                 "to remove, or None."
             )
+        if self.spans and (self.size == "reached" or self.node_sparsity is not None):
+            raise ValueError(
+                f"Edges by span have gates of their own and an exact number, but size is {self.size!r} and "
+                f"node_sparsity {self.node_sparsity}. Leave these out, or spans."
+            )
         if self.size == "exact":
             return check_sparsity(self.sparsity, self.edges)
         most = 1 if RECIPES[self.recipe].gap == "log_density" else math.inf
@@ -141,7 +149,7 @@ class EdgePruning(MaskTraining):
 
     def sites(self, model: Any) -> Sites:
         embeddings = "kept" if self.keep_embeddings else "merged"
-        found = edge_sites(model, embeddings=embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads)
+        found = edge_sites(model, embeddings=embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads, spans=self.spans)
         return found if self.node_sparsity is None else with_writers(found)
 
     def keep(self, sites: Sites) -> dict[str, int]:

@@ -38,6 +38,7 @@ class RelP(GradientScoring):
         heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
         objective: the loss; not :class:`~tlprune.KL`, whose gradient is 0 where nothing is ablated.
         batch_size: examples per pass; what writers send is held for all of them at once.
+        spans: names of the task's spans, each of which gives every edge a score of its own.
         attention: ``"gradient"``: coefficients pass through attention patterns as gradients do, which the authors' code
             has by default; ``"frozen"``: patterns are constants (their AH-rule), so that all edges into q and k have
             score 0.
@@ -64,7 +65,7 @@ class RelP(GradientScoring):
 
     def gradients(
         self, backend: Backend, graph: Graph, batch: Batch, replaced: Activations, loss: BatchLoss
-    ) -> Float[Tensor, "edge"]:
+    ) -> Float[Tensor, "*span edge"]:
         return edge_gradients(
             backend,
             graph,
@@ -72,5 +73,6 @@ class RelP(GradientScoring):
             replaced,
             lambda logits: loss(logits, predictions(logits)),
             positions=batch.positions,
+            groups=self.groups(batch),
             rules=relevance_rules(backend, batch.clean, patterns=self.attention == "gradient"),
         )

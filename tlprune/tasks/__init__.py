@@ -49,6 +49,7 @@ from tlprune.tasks.mib.building import mib
 from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
 from tlprune.tasks.prompted import prompted
+from tlprune.tasks.schema import covered, with_spans
 from tlprune.tasks.tagged_lines import to_jsonl
 
 
@@ -123,6 +124,7 @@ __all__ = [
     "boolean_expressions",
     "classification",
     "cola",
+    "covered",
     "dbpedia",
     "docstring",
     "from_pairs",
@@ -155,6 +157,7 @@ __all__ = [
     "task_builder",
     "to_jsonl",
     "tweet_sentiment",
+    "with_spans",
     "worded",
     "wordnet",
     "world",

@@ -15,7 +15,7 @@ from typing import Any
 
 from tlprune.task import Task
 from tlprune.tasks.pairs import Pair
-from tlprune.tasks.sampling import check_templates, drawn_task, hold_out
+from tlprune.tasks.sampling import check_templates, drawn_task, filled, hold_out
 from tlprune.tasks.tokenising import is_one_token, token_ids, tokenizer_of
 from tlprune.tasks.words import EVENTS
 from tlprune.tasks.year_metrics import year_metrics
@@ -32,6 +32,7 @@ TEMPLATES: tuple[str, ...] = (
     "Her book about the {event} covers the years {start} to {century}",
 )
 CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(11, 20))
+SPAN_NAMES: tuple[str, ...] = ("event", "century", "year", "end")
 TWO_DIGITS: tuple[str, ...] = tuple(f"{number:02d}" for number in range(100))
 YearTest = Callable[[str], bool]
 
@@ -50,6 +51,9 @@ def greater_than(
     In the twin the first year ends in 01, so that nearly every two digits would do. The answer is one of the right
     completions and the foil one of the wrong ones. Years that are not two tokens of two digits are left out. A third
     of the templates appear in the test only; years and events are shared.
+
+    Spans: ``event``, of one or more tokens, where the template has one; ``century`` and ``year``, the two tokens of the
+    first year; ``end``, the last token, which is the century again.
 
     ``Batch.labels`` holds the last two digits of the first year: every number above it is a right answer.
     ``Task.options["number_tokens"]`` has the token of each number "00" to "99".
@@ -91,6 +95,7 @@ def greater_than(
         rng=rng,
         sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed, "held_out_templates": test_templates, "number_tokens": numbers},
+        span_names=SPAN_NAMES,
     )
     return dataclasses.replace(task, metrics=year_metrics({int(number): token for number, token in numbers.items()}))
 
@@ -102,7 +107,8 @@ def sample_pair(
 
     Example:
         >>> sample_pair(Random(0), templates=["from {start} to {century}"], years={"17": ("01", "31", "32", "33")})
-        Pair(clean='from 1732 to 17', corrupt='from 1701 to 17', answer='33', foil='31', label=32, spans={})
+        Pair(clean='from 1732 to 17', corrupt='from 1701 to 17', answer='33', foil='31', label=32,
+             spans={'century': (4, 7), 'year': (7, 9)})
     """
     years = years or dict.fromkeys(CENTURIES, TWO_DIGITS)
     century = rng.choice(sorted(years))
@@ -110,11 +116,19 @@ def sample_pair(
     # The first is the corrupted start; the second leaves a wrong answer below, and the last a right one above.
     place = rng.randrange(2, len(endings) - 1)
     template, event = rng.choice(templates), rng.choice(EVENTS)
-    clean, corrupt = (
-        template.format(start=century + start, century=century, event=event) for start in (endings[place], endings[0])
+    (clean, words), (corrupt, _) = (
+        filled(template, {"start": century + start, "century": century, "event": event})
+        for start in (endings[place], endings[0])
     )
     answer, foil = rng.choice(endings[place + 1 :]), rng.choice(endings[1:place])
-    return Pair(clean, corrupt, answer, foil, label=int(endings[place]))
+    return Pair(clean, corrupt, answer, foil, label=int(endings[place]), spans=_spans(words))
+
+
+def _spans(words: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Where the event stands, if there is one, and the two halves of the first year."""
+    event = {"event": words["event"]} if "event" in words else {}
+    begin, end = words["start"]
+    return {**event, "century": (begin, end - 2), "year": (end - 2, end)}
 
 
 def valid_answers(prompt: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from tlprune.tasks.words import PLAIN_WORDS
 
 _LENGTHS = (6, 7, 8)
 _FEWEST_WORDS = 20
+SPAN_NAMES: tuple[str, ...] = ("first", "before", "next", "again", "end")
 
 
 def induction(
@@ -34,6 +35,9 @@ def induction(
     In the twin the second stretch is made of other words, so nothing is repeated. The foil is another word of the
     prompt. Words that are not one token under the tokenizer are dropped. All splits draw from the same words: what a
     prompt repeats, and where, is new in each.
+
+    Spans: ``first``, the stretch that comes again but for its last word; ``before``, that last word; ``next``, the word
+    behind it, which is the answer; ``again``, the stretch when it comes again; ``end``, its last word there.
 
     Args:
         model: a model with a tokenizer, or a Hugging Face tokenizer.
@@ -62,6 +66,7 @@ def induction(
         rng=Random(seed),
         sizes={"train": train, "validation": validation, "test": test},
         options={"seed": seed},
+        span_names=SPAN_NAMES,
     )
 
 
@@ -71,7 +76,8 @@ def sample_pair(rng: Random, *, words: Sequence[str] = PLAIN_WORDS) -> Pair:
     Example:
         >>> pair = sample_pair(Random(0), words="abcdefghijklmnop")
         >>> pair
-        Pair(clean='b e i h g o m e i h', corrupt='b e i h g o m f d k', answer=' g', foil=' o', label=None, spans={})
+        Pair(clean='b e i h g o m e i h', corrupt='b e i h g o m f d k', answer=' g', foil=' o', label=None,
+             spans={'first': (2, 5), 'before': (6, 7), 'next': (8, 9), 'again': (14, 17)})
     """
     length, repeated = rng.choice(_LENGTHS), rng.choice((2, 3, 4))
     drawn = rng.sample(words, length + repeated)
@@ -79,7 +85,17 @@ def sample_pair(rng: Random, *, words: Sequence[str] = PLAIN_WORDS) -> Pair:
     begin = rng.randrange(length - repeated)
     again, answer = sequence[begin : begin + repeated], sequence[begin + repeated]
     foil = rng.choice([word for word in sequence if word != answer and word not in again])
-    return Pair(" ".join(sequence + again), " ".join(sequence + strangers), f" {answer}", f" {foil}")
+    clean, corrupt = " ".join(sequence + again), " ".join(sequence + strangers)
+    return Pair(clean, corrupt, f" {answer}", f" {foil}", spans=_spans(sequence + again, begin, length, repeated))
+
+
+def _spans(prompt: list[str], begin: int, length: int, repeated: int) -> dict[str, tuple[int, int]]:
+    """Where the stretch that comes again stands, the word behind it, and where it comes again, as characters."""
+    last = begin + repeated - 1
+    words = {"first": (begin, last), "before": (last, last + 1), "next": (last + 1, last + 2)}
+    words["again"] = (length, len(prompt) - 1)
+    starts = [len(" ".join(prompt[:place])) + bool(place) for place in range(len(prompt) + 1)]
+    return {name: (starts[first], starts[end] - 1) for name, (first, end) in words.items()}
 
 
 def _usable(tokenizer: Any, words: Sequence[str]) -> list[str]:

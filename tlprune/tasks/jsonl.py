@@ -11,6 +11,7 @@ from typing import Any
 from tlprune.task import Task, Tokenisation
 from tlprune.tasks.lines import SPLITS, TAG, Line, split_lines
 from tlprune.tasks.rows import NONE, PaddingSide, Row, task_of_rows
+from tlprune.tasks.tags import PREDICT, span_names, stretches_of
 from tlprune.tasks.tokenising import beginning, padding_token, token_bounds, token_ids, tokenizer_of, tokens_within
 
 
@@ -34,6 +35,10 @@ def jsonl(
     Text is tokenised without its tags, so that they change no token, and a tag inside a token is an error; a space
     before the first tagged character belongs to its token. What follows the last answer is left out, because attention
     never looks back at it. An object may go on over several lines.
+
+    ``<span=NAME>...</span>`` around words of the clean text names a span, of any length and not in every row; words
+    that belong together may have several such tags. In the corrupted text they mean nothing. What lies in no span can
+    be given one with :func:`~tlprune.tasks.covered`.
 
     Splits: ``"split"`` stands in all rows or in none. Without it all rows serve training and validation alike. Test
     examples are those marked ``"test"``; else the rows of a second file, ``test=``; else ``held_out`` of the training
@@ -73,10 +78,12 @@ def jsonl(
     tokenizer = tokenizer_of(model)
     first = beginning(tokenizer, prepend_bos)
     lines, options = split_lines(Path(path), None if test is None else Path(test), held_out=held_out, seed=seed)
-    rows = {split: [row_of_line(tokenizer, line, first) for line in lines[split]] for split in SPLITS}
+    names = span_names(line.clean for split in SPLITS for line in lines[split])
+    rows = {split: [row_of_line(tokenizer, line, first, names) for line in lines[split]] for split in SPLITS}
     _refuse_some_foils(lines, rows)
     tokenisation = Tokenisation(bool(first), padding_side, "tagged")
-    return task_of_rows(Path(path).stem, rows, tokenisation, padding=padding_token(tokenizer), options=options)
+    padding = padding_token(tokenizer)
+    return task_of_rows(Path(path).stem, rows, tokenisation, padding=padding, options=options, span_names=names)
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,11 @@ class _Tagged:
     text: str
     ids: list[int]
     answers: list[range]
+    spans: list[tuple[str, range]]
 
 
-def row_of_line(tokenizer: Any, line: Line, first: list[int]) -> Row:
-    """The example of one line, behind the tokens that go first.
+def row_of_line(tokenizer: Any, line: Line, first: list[int], names: tuple[str, ...] = ()) -> Row:
+    """The example of one line, behind the tokens that go first; ``names`` are those of all spans.
 
     Raises:
         ValueError: naming the line, as of :func:`jsonl`.
@@ -108,7 +116,18 @@ def row_of_line(tokenizer: Any, line: Line, first: list[int]) -> Row:
                 "text another answer, or add 'foil'."
             )
         read = [len(first) + token - 1 for token in positions]
-        return Row(first + clean.ids[: positions[-1]], first + corrupt.ids[: positions[-1]], read, answers, foils)
+        spans = [-1] * len(first) + _span_numbers(clean, names)[: positions[-1]] if names else None
+        ends = slice(positions[-1])
+        return Row(first + clean.ids[ends], first + corrupt.ids[ends], read, answers, foils, spans=spans)
+
+
+def _span_numbers(clean: _Tagged, names: tuple[str, ...]) -> list[int]:
+    """For each token the place of its span's name, or -1."""
+    numbers = [-1] * len(clean.ids)
+    for name, tokens in clean.spans:
+        for token in tokens:
+            numbers[token] = names.index(name)
+    return numbers
 
 
 @contextmanager
@@ -121,30 +140,22 @@ def _at(line: Line) -> Iterator[None]:
 
 
 def _tagged(tokenizer: Any, text: str) -> _Tagged:
-    plain, stretches = _stretches(text)
+    plain, stretches = stretches_of(text)
     bounds = token_bounds(tokenizer, plain)
-    answers = [tokens_within(plain, bounds, *stretch) for stretch in stretches]
-    return _Tagged(plain, token_ids(tokenizer, plain), answers)
-
-
-def _stretches(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without tags, and the characters that each pair of tags encloses."""
-    pieces, tags = TAG.split(text), TAG.findall(text)
-    if not tags:
-        raise ValueError(f"A text needs something to predict but {text!r} has no tag. Write <predict>...</predict>.")
-    if tags != ["<predict>", "</predict>"] * (len(tags) // 2):
-        raise ValueError(f"Tags must open and close in turn but {text!r} has {' '.join(tags)}. Balance them.")
-    ends = [sum(map(len, pieces[: number + 1])) for number in range(len(pieces))]
-    return "".join(pieces), [(ends[number], ends[number + 1]) for number in range(0, len(tags), 2)]
+    found = [(name, tokens_within(plain, bounds, begin, end)) for name, begin, end in stretches]
+    answers = [tokens for name, tokens in found if name is None]
+    spans = [(name, tokens) for name, tokens in found if name is not None]
+    return _Tagged(plain, token_ids(tokenizer, plain), answers, spans)
 
 
 def _twin(tokenizer: Any, text: str, clean: _Tagged) -> _Tagged:
     """The corrupted text, with answers at the same tokens or without tags."""
-    if TAG.search(text):
+    if any(tag in text for tag in PREDICT):
         corrupt = _tagged(tokenizer, text)
         _check_twins(clean, corrupt)
         return corrupt
-    corrupt, before = _Tagged(text, token_ids(tokenizer, text.rstrip()), []), clean.answers[-1][-1]
+    text, before = TAG.sub("", text), clean.answers[-1][-1]
+    corrupt = _Tagged(text, token_ids(tokenizer, text.rstrip()), [], [])
     if len(corrupt.ids) not in (before, len(clean.ids)):
         raise ValueError(
             f"A corrupted text without tags needs as many tokens as the clean one, {len(clean.ids)}, or as are before "
@@ -179,7 +190,7 @@ def _foils(tokenizer: Any, line: Line, clean: _Tagged, corrupt: _Tagged) -> list
 
 def _stated_foils(tokenizer: Any, line: Line, clean: _Tagged) -> list[int]:
     """The foils' tokens where the answers stand, each in the clean text with only that answer exchanged."""
-    _, stretches = _stretches(line.clean)
+    stretches = [(begin, end) for name, begin, end in stretches_of(line.clean)[1] if name is None]
     if len(line.foils) != len(stretches):
         raise ValueError(f"Each answer needs a foil but {len(stretches)} have {len(line.foils)}. Give as many.")
     found: list[int] = []

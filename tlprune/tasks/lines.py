@@ -13,7 +13,7 @@ from typing import Any
 
 SPLITS = ("train", "validation", "test")
 KEYS = ("clean", "corrupted", "split", "foil")
-TAG = re.compile(r"</?predict>")
+TAG = re.compile(r"</?predict>|<span=[^<>]+>|</span>")
 SOMETHING, REST = re.compile(r"\S"), re.compile(r"[^\S\n]*[^\s]")
 
 
@@ -23,7 +23,8 @@ class Line:
 
     Attributes:
         place: file and line number, for errors.
-        clean: text with tags.
+        clean: text with tags around what is predicted, and around named spans.
+        corrupted: its twin, with as many of the former.
         corrupted: its twin, with as many, or without any.
         split: train, validation or test, where the file says it.
         foils: what the answers are compared with, one for each tag; empty for the twin's own answers.
