@@ -190,8 +190,8 @@ def test_labels_stay_with_their_examples() -> None:
 
 def test_labels_tell_tasks_apart() -> None:
     def task(batch: Batch) -> tp.Task:
-        stream = tp.planted("copy").task.streams["main"]
-        return tp.Task("copy", {"main": dataclasses.replace(stream, test=batch)}, tp.planted("copy").task.tokenisation)
+        whole = tp.planted("copy").task
+        return dataclasses.replace(whole, streams={"main": dataclasses.replace(whole.streams["main"], test=batch)})
 
     plain = tp.planted("copy").task.test
     labelled = [dataclasses.replace(plain, labels=torch.full((len(plain),), value)) for value in (0, 1)]

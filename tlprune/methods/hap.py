@@ -47,6 +47,7 @@ class HAP(EdgePruning):
         rise: steps over which the target rises.
         node_sparsity: nothing but ``None``: edges that are left out have no writers to share.
         size: nothing but ``"exact"``.
+        spans: as of :class:`EdgePruning`; the same as of ``attribution``.
 
     Raises:
         ValueError: ``attribution`` finds other sites, or keeps fewer edges than are to be kept in the end;
