@@ -313,6 +313,10 @@ def test_the_command(plan: FineTune, capsys: pytest.CaptureFixture[str]) -> None
 BAD = {
     "unknown task": (["--task", "sst3"], "There is no data set 'sst3'"),
     "no such model": (["--model", "nowhere/to-be-found"], "cannot be read from 'nowhere/to-be-found'"),
+    "a folder of other things": (
+        ["--model", str(Path(__file__).parent / "golden")],
+        "A model and its tokenizer are needed",
+    ),
     "too many": (["--train-count", "341"], "has 340 examples left for training but 341"),
     "other data": (["--task", "hans"], "hans train needs one of hans_train.tsv"),
     "no epochs": (["--epochs", "0"], "epochs must be at least 1 but is 0"),

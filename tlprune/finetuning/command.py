@@ -110,7 +110,7 @@ def pretrained(name: str, examples: Labelled) -> tuple[Any, Any, frozenset[str]]
         model, told = AutoModelForSequenceClassification.from_pretrained(
             name, num_labels=len(classes), output_loading_info=True, **names
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"A model and its tokenizer are needed but cannot be read from {name!r}: {reason} Give their directory."
