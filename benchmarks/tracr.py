@@ -30,7 +30,6 @@ import tlprune as tp
 from tlprune.learning.objectives import Sum
 from tlprune.models.tracr.circuits import Embeddings
 from tlprune.models.tracr.program import Tracr
-from tlprune.schedules import join, linear
 
 Found = tuple[tp.Circuit, Embeddings]  # of edges, and the convention of their embeddings
 PROGRAMS = ("reverse", "xproportion", "sort", "hist", "shuffle-dyck")
@@ -57,35 +56,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Published:
-    """The released settings of one program.
-
-    Attributes:
-        rate: of the masks.
-        multiplier_rate: of the multipliers.
-        steps: in all; and so on.
-        warmup: steps over which rates rise.
-        rise: steps over which targets rise.
-        edges: target sparsity of edges.
-        nodes: target sparsity of nodes, where these have gates.
-    """
-
-    rate: float
-    multiplier_rate: float
-    steps: int
-    warmup: int
-    rise: int
-    edges: float
-    nodes: float | None = None
-
-
-PUBLISHED = {
-    "reverse": Published(0.03, 0.001, 6000, 1500, 5900, 1.02),
-    "xproportion": Published(1.0, 1e-4, 720, 96, 640, 0.92, 0.4),
-}
-
-
-@dataclass(frozen=True)
 class OverPlaces:
     """KL between softmaxes over the places of a prompt, of models that give one number at each."""
 
@@ -104,29 +74,16 @@ def short(one: Tracr, seed: int) -> Found:
 
 
 def paper(one: Tracr, seed: int) -> Found:
-    settings = PUBLISHED[one.program.name]
-    sites, budget = tp.edges(one.model, embeddings="separate"), _rising(settings.edges, settings.rise, "edges")
-    if settings.nodes is not None:
+    settings = tp.recipes[one.program.name].settings
+    sites = tp.edges(one.model, embeddings="separate")
+    if settings.node_sparsity is not None:
         sites += tp.nodes(one.model, embeddings="separate")
-        budget = budget + _rising(settings.nodes, settings.rise, "nodes")
     # The released gates start at a normal draw around 10.
     start = torch.normal(10.0, 0.01, (len(sites),), generator=torch.Generator().manual_seed(seed))
     masks = tp.Masks(sites, tp.HardConcrete(initial=10.0), start=start)
-    optimiser = tp.Optimiser(
-        rate=settings.rate,
-        multiplier_rate=settings.multiplier_rate,
-        weight_decay=0.01,
-        clip=1.0,
-        warmup=settings.warmup,
-    )
-    masked, objective = tp.Masked(one.model, masks, tp.Zero()), _objective(one)
-    options = {"steps": settings.steps, "batch_size": 16, "optimiser": optimiser, "seed": seed}
-    tp.fit(masked, one.task.discovery, objective, budget, **options)
+    plan = {**settings.plan(masks), "objective": _objective(one), "seed": seed}
+    tp.fit(tp.Masked(one.model, masks, tp.Zero()), one.task.discovery, **plan)
     return _hard(masks, one), "separate"
-
-
-def _rising(target: float, steps: int, kind: str) -> tp.Lagrangian:
-    return tp.Lagrangian(join(linear(0.0, target, steps=steps), lambda _: target, at=steps), "sampled", on=kind)
 
 
 def _objective(one: Tracr) -> Any:
@@ -201,7 +158,7 @@ def main() -> None:
 
 def _runs(program: str, settings: Settings) -> Iterable[tuple[str, int]]:
     for method in settings.methods:
-        if method != "paper" or program in PUBLISHED:
+        if method != "paper" or program in tp.recipes:
             yield from ((method, seed) for seed in (settings.seeds if method in DRAW else (0,)))
 
 
