@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hooked import NEEDS_HOOKED_TRANSFORMER
+from shapes import GPT2, SHAPES, STORIES
 from styles import STYLES, conventions, model_of, refuses_choice
 from torch import Tensor
 
 from tlprune.graph import Architecture, Convention, Graph
 
-GPT2 = Architecture(12, 12, 12, position_embedding=True)
-STORIES = Architecture(5, 8, 4)
 CODE_LLAMA_13B = Architecture(40, 40, 40)
 COUNTS = [
     (GPT2, Convention("merged"), 32_491),
@@ -24,14 +23,6 @@ COUNTS = [
     (CODE_LLAMA_13B, Convention("kept"), 3_872_820),
     (CODE_LLAMA_13B, Convention("merged"), 3_877_661),
 ]
-SHAPES = {
-    "plain": Architecture(3, 2, 2),
-    "positions": Architecture(2, 3, 3, position_embedding=True),
-    "grouped": Architecture(2, 4, 2),
-    "parallel": Architecture(3, 2, 2, parallel=True),
-    "attention_only": Architecture(3, 2, 2, has_mlp=False),
-    "grouped_parallel": Architecture(2, 4, 1, parallel=True),
-}
 GRAPHS = {
     f"{name}-{embeddings}-{kv}": Graph(shape, Convention(embeddings, kv))
     for name, shape in SHAPES.items()

@@ -12,6 +12,7 @@ import torch
 from encoders import kept_encoder
 from encoders import prompts as encoder_prompts
 from hooked import NEEDS_HOOKED_TRANSFORMER
+from shapes import GPT2, SHAPES, STORIES
 from styles import (
     CLEAN,
     CORRUPT,
@@ -38,16 +39,7 @@ from tlprune.masking.plain import plain_run
 from tlprune.methods.acdc_plain import acdc_plain
 from tlprune.task import Stream, Tokenisation
 
-GPT2 = Architecture(12, 12, 12, position_embedding=True)
-STORIES = Architecture(5, 8, 4)
 LAYERS = Convention(qkv="joined", heads="joined")
-SHAPES = {
-    "plain": Architecture(3, 2, 2),
-    "positions": Architecture(2, 3, 3, position_embedding=True),
-    "grouped": Architecture(2, 4, 2),
-    "parallel": Architecture(3, 2, 2, parallel=True),
-    "attention_only": Architecture(3, 2, 2, has_mlp=False),
-}
 GROUPED = [
     Convention(embeddings, qkv=qkv, heads="joined")
     for embeddings in ("merged", "separate", "kept")
