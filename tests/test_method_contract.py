@@ -29,7 +29,8 @@ class Row:
     Attributes:
         exact: from a number of sites, the quickest settings that still find what was planted; ``None`` where nothing
             of the kind is promised.
-        quick: the quickest settings of any kind, with ``size`` sites; the circuit need not be good.
+        quick: the quickest settings of any kind, with ``size`` sites; the circuit need not be good, but one of edges
+            keeps a path: the few best edges of a random model may have none.
         random: whether another seed gives another circuit.
         kind: the sites that it keeps, and the field that says how many; ``"mixed"`` of several kinds.
         size: how many the quick settings keep; ``None`` where the size is a consequence of other settings.
@@ -98,7 +99,7 @@ ROWS = {
     ),
     "eap": Row(
         exact=lambda edges: tp.EAP(edges=edges),
-        quick=tp.EAP(edges=20, batch_size=5),
+        quick=tp.EAP(edges=20, batch_size=5, selection=tp.TopConnected()),
         random=False,
         bad={
             "percent": ({"sparsity": 95}, "give 0.95"),
@@ -109,7 +110,7 @@ ROWS = {
     ),
     "eap-ig": Row(
         exact=lambda edges: tp.EAPIG(edges=edges),
-        quick=tp.EAPIG(edges=20, batch_size=5, steps=2),
+        quick=tp.EAPIG(edges=20, batch_size=5, steps=2, selection=tp.TopConnected()),
         random=False,
         bad={
             "no steps": ({"steps": 0}, "steps must be at least 1"),
@@ -224,13 +225,13 @@ ROWS = {
     ),
     "relp": Row(
         exact=lambda edges: tp.RelP(edges=edges),
-        quick=tp.RelP(edges=20, batch_size=5),
+        quick=tp.RelP(edges=20, batch_size=5, selection=tp.TopConnected()),
         random=False,
         bad={"no gradient": ({"objective": tp.KL()}, "RelP needs a loss that changes where nothing is ablated")},
     ),
     "edge-patching": Row(
         exact=lambda edges: tp.EdgePatching(edges=edges),
-        quick=tp.EdgePatching(edges=20),
+        quick=tp.EdgePatching(edges=20, selection=tp.TopConnected()),
         random=False,
         bad={"percent": ({"sparsity": 95}, "give 0.95"), **PATCHING},
     ),
@@ -315,7 +316,7 @@ ROWS = {
     ),
     "information-flow-routes": Row(
         exact=None,
-        quick=tp.InformationFlowRoutes(edges=20, batch_size=3),
+        quick=tp.InformationFlowRoutes(edges=20, batch_size=3, selection=tp.TopConnected()),
         random=False,
         replaces=False,
         bad={"percent": ({"sparsity": 95}, "give 0.95"), **BATCHES},
