@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 import tyro
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 import tlprune as tp
+from tlprune.graph import Graph
 from tlprune.learning.objectives import Sum
 from tlprune.models.tracr.circuits import Embeddings
 from tlprune.models.tracr.program import Tracr
@@ -34,6 +36,7 @@ from tlprune.models.tracr.program import Tracr
 Found = tuple[tp.Circuit, Embeddings]  # of edges, and the convention of their embeddings
 PROGRAMS = ("reverse", "xproportion", "sort", "hist", "shuffle-dyck")
 THRESHOLD = 1e-4  # ACDC's
+CUT = 0.005  # of the released code: what its set_edge_threshold_for_deterministic is told
 
 
 @dataclass(frozen=True)
@@ -92,26 +95,33 @@ def _objective(one: Tracr) -> Any:
 
 
 def _hard(masks: tp.Masks, one: Tracr) -> tp.Circuit:
-    """As many edges as the soft values add up to, of those with the highest; an edge has its writer's gate, too."""
-    values = _soft(masks)
-    sites = tp.edges(one.model, embeddings="separate")
-    product = values[masks.sites.part("edges")]
+    """What the released code reads off: noise-free masks above its threshold, of writers that are kept too.
+
+    It hardens each tensor of gates by itself, and those of q, k and v are three.
+    """
+    log_alpha, sites = masks.log_alpha.detach(), tp.edges(one.model, embeddings="separate")
+    graph, kept = sites.graph, _kept(masks.gate, log_alpha[masks.sites.part("edges")], _tensors(sites.graph))
     if "nodes" in masks.sites.kinds:
-        gates = dict(zip(sites.graph.writers, values[masks.sites.part("nodes")], strict=True))
-        product = product * torch.stack([gates[edge.partition("->")[0]] for edge in sites.graph.edges()])
-    return tp.Scores(sites, product).top(round(float(product.sum())))
+        writers = _kept(masks.gate, log_alpha[masks.sites.part("nodes")], _tensors_of_writers(graph))
+        names = {name for name, one in zip(graph.writers, writers.tolist(), strict=True) if one}
+        kept &= torch.tensor([edge.partition("->")[0] in names for edge in graph.edges()])
+    return tp.Circuit(sites, kept)
 
 
-def _soft(masks: tp.Masks) -> Float[Tensor, "site"]:
-    """Deterministic values: as many as the gates expect to be closed are 0, kind by kind."""
-    values = masks.gate.soft(masks.log_alpha.detach()).clone()
-    for kind in masks.sites.kinds:
-        part = masks.sites.part(kind)
-        closed = round(float((1 - masks.gate.expected_kept(masks.log_alpha.detach()[part])).sum()))
-        own = values[part]
-        own[own.argsort()[:closed]] = 0
-        values[part] = own
-    return values
+def _kept(gate: Any, log_alpha: Tensor, sizes: Sequence[int]) -> Bool[Tensor, "site"]:
+    return torch.cat([gate.harden(part) > CUT for part in log_alpha.split(list(sizes))])
+
+
+def _tensors(graph: Graph) -> list[int]:
+    """How many edges each of the released tensors has, in the order of the graph."""
+    sizes = [len(readers.names) * readers.width for readers in graph.readers]
+    parts = [3 if readers.kind == "attention" else 1 for readers in graph.readers]
+    return [size // count for size, count in zip(sizes, parts, strict=True) for _ in range(count)]
+
+
+def _tensors_of_writers(graph: Graph) -> list[int]:
+    heads = [name.partition(".")[0] for name in graph.writers]  # a layer's heads have one tensor
+    return [len([*group]) for _, group in groupby(heads)]
 
 
 def acdc(one: Tracr, seed: int) -> Found:
