@@ -5,7 +5,8 @@
 Each run is one line of ``runs.jsonl``; runs that are already there are not repeated, so a long comparison can be
 stopped and continued. ``paper`` takes its 3,000 steps, ``paper/10`` is the same schedule squeezed into 300, ``paper/10
 tuned`` the best of twenty trials of it (``benchmarks.tuning``), and ``short`` is the default of
-:class:`tlprune.EdgePruning`. Settings are named ``model/task@sparsity``.
+:class:`tlprune.EdgePruning`. Settings are named ``model/task@sparsity``; ``planted/NAME`` and ``tracr/NAME`` are models
+with a true circuit, whose size is asked for, and the table says how many runs found just that.
 
 The table pairs each recipe's runs with the short recipe's of the same setting and seed, and gives the mean difference
 of hard test KL in nats with a 95% interval (Student's t over seeds).
@@ -74,7 +75,11 @@ class Settings:
 
 
 def main() -> None:
-    settings = tyro.cli(Settings)
+    compare(tyro.cli(Settings))
+
+
+def compare(settings: Settings) -> None:
+    """Run what is missing and print the table."""
     torch.set_num_threads(settings.threads)
     if not settings.summary:
         for run in _missing(settings):
@@ -101,36 +106,56 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model, its task, how many edges to find, what replaces the others, and the true circuit where it is known."""
+
+    model: Any
+    task: tp.Task
+    size: dict[str, Any]
+    ablation: Any = None  # the default of all methods
+    true: tp.Circuit | None = None
+
+
 @cache
-def subject(setting: str, data_dir: Path) -> tuple[Any, tp.Task, float]:
-    """The model, task and sparsity of a setting."""
+def subject(setting: str, data_dir: Path) -> Subject:
+    """What a setting is about."""
     path, _, sparsity = setting.partition("@")
     name, _, task = path.partition("/")
-    model = tp.load("testbed" if name == "testbed" else data_dir / "models" / name)
+    if name == "planted":
+        planted = tp.planted(task)
+        return Subject(planted.model, planted.task, {"edges": len(planted.circuit)}, true=planted.circuit)
+    if name == "tracr":
+        one = tp.tracr(task)
+        return Subject(one.model, one.task, {"edges": len(one.behavioural)}, tp.Zero(), one.behavioural)
+    model, size = tp.load("testbed" if name == "testbed" else data_dir / "models" / name), {"sparsity": float(sparsity)}
     if not task.startswith("fold"):
-        return model, tp.tasks.TASKS[task](model), float(sparsity)
+        return Subject(model, tp.tasks.TASKS[task](model), size)
     folds = stories.tasks(model, stories.Settings(data_dir=data_dir))
-    return model, next(fold for fold in folds if fold.name == task), float(sparsity)
+    return Subject(model, next(fold for fold in folds if fold.name == task), size)
 
 
 def result(run: dict[str, Any], data_dir: Path) -> dict[str, Any]:
     """Find a circuit and measure it, and the empty one, on test examples."""
-    model, task, sparsity = subject(run["setting"], data_dir)
+    about = subject(run["setting"], data_dir)
+    model, task = about.model, about.task
     started = time.process_time()
-    circuit = tp.EdgePruning(sparsity=sparsity, seed=run["seed"], **RECIPES[run["recipe"]]).find(model, task)
+    recipe = {"method": tp.EdgePruning, **RECIPES[run["recipe"]]}
+    circuit = recipe.pop("method")(**about.size, seed=run["seed"], **recipe).find(model, task, ablation=about.ablation)
     seconds = time.process_time() - started
-    masked = tp.Masked(model, circuit)
+    masked = tp.Masked(model, circuit, about.ablation)
     empty = measure(masked, torch.zeros_like(circuit.kept), task.test).means()
     train = measure(masked, circuit.kept, task.discovery.train()).means()["kl"]
     figures = measure(masked, circuit.kept, task.test).means()
     counts = {"edges": len(circuit), "effective": circuit.n_effective, "cpu_seconds": round(seconds, 1)}
-    return run | counts | figures | {"train_kl": train, "empty_kl": empty["kl"]}
+    exact = {} if about.true is None else {"exact": circuit == about.true}
+    return run | counts | figures | exact | {"train_kl": train, "empty_kl": empty["kl"]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One line per setting and recipe."""
-    lines = ["| setting | recipe | seeds | KL (nats) | of empty | less short (95% interval) | CPU seconds |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = ["| setting | recipe | seeds | exact | KL (nats) | of empty | less short (95% interval) | CPU seconds |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     short = {(row["setting"], row["seed"]): row["kl"] for row in rows if row["recipe"] == "short"}
     for setting, recipe in dict.fromkeys((row["setting"], row["recipe"]) for row in rows):
         same = [row for row in rows if (row["setting"], row["recipe"]) == (setting, recipe)]
@@ -138,10 +163,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         part = mean / statistics.fmean(row["empty_kl"] for row in same)
         paired = [row["kl"] - short[setting, row["seed"]] for row in same if (setting, row["seed"]) in short]
         seconds = statistics.fmean(row["cpu_seconds"] for row in same)
-        lines.append(
-            f"| {setting} | {recipe} | {len(same)} | {mean:.4f} | {part:.2%} | {_interval(paired)} | {seconds:.0f} |"
-        )
+        cells = [setting, recipe, f"{len(same)}", _exact(same), f"{mean:.4f}", f"{part:.2%}", _interval(paired)]
+        lines.append(f"| {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
+
+
+def _exact(rows: list[dict[str, Any]]) -> str:
+    known = [row["exact"] for row in rows if "exact" in row]
+    return str(sum(known)) if known else ""
 
 
 def _interval(differences: list[float]) -> str:
