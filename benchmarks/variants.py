@@ -17,10 +17,12 @@ import tyro
 import tlprune as tp
 from benchmarks import recipes
 from benchmarks.tuning import DEVELOPMENT
+from tlprune.learning.objectives import Sum
 from tlprune.masking.masks import Masks
 from tlprune.methods.edge_pruning import RECIPES
 
 SHORT = RECIPES["short"]
+TENFOLD = Sum(((10.0, tp.KL()),))
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "short": {},
     **{name: {"recipe": name} for name in CHANGES},
     "batch 64": {"recipe": "8 samples", "batch_size": 64},
+    "KL x 10": {"objective": TENFOLD},
     "from eap-ig": {"warm_start": tp.EAPIG()},
+    "from eap-ig, spread 2": {"warm_start": tp.EAPIG(), "spread": 2.0},
+    "from eap-ig, KL x 10": {"warm_start": tp.EAPIG(), "objective": TENFOLD},
     "from eap-ig, 150 steps": {"warm_start": tp.EAPIG(), "steps": 150},
     "cooled": {"method": Cooled},
     "150 steps": {"steps": 150},
