@@ -164,7 +164,7 @@ def test_gates_of_writers_leave_out_embeddings_that_are_always_kept() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sparsity": 1.02}, "between 0 and 1"),
+        ({"sparsity": 1.02}, "recipe='paper', size='reached'"),
         ({"sparsity": 1.02, "size": "reached"}, "for the short recipe below 1"),
         ({"recipe": "paper", "edges": 5, "size": "reached"}, "no edges"),
         ({"node_sparsity": 1.0}, "node_sparsity must lie between 0 and 1"),

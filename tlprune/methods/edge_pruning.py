@@ -137,6 +137,11 @@ class EdgePruning(MaskTraining):
                 f"node_sparsity {self.node_sparsity}. Leave these out, or spans."
             )
         if self.size == "exact":
+            if self.edges is None and 1 <= self.sparsity < 2:
+                raise ValueError(
+                    f"Sparsity must lie between 0 and 1 but is {self.sparsity}. A target from 1 on, which presses "
+                    "without rest, goes with recipe='paper', size='reached'."
+                )
             return check_sparsity(self.sparsity, self.edges)
         most = 1 if RECIPES[self.recipe].gap == "log_density" else math.inf
         if self.edges is not None or not 0 < self.sparsity < most:
