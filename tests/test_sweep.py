@@ -17,6 +17,7 @@ from tlprune.cli import main
 from tlprune.evaluation import evaluate
 from tlprune.learning.training import Training
 from tlprune.masking.ablation import Resample, Zero
+from tlprune.methods.alive import DeadCircuitError
 from tlprune.methods.eap import EAP
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.studies.collection import Run
@@ -130,6 +131,23 @@ def test_a_method_without_chance_has_one_cell_for_each_target(tmp_path: Path) ->
     found = swept(tmp_path, EAP())
     assert [(row["target"], row["seed"]) for row in found.rows] == [(0.5, None), (0.9, None)]
     assert (tmp_path / "target-0.9" / "circuit.json").exists()
+
+
+def test_a_circuit_without_a_path_is_a_row_and_not_the_end_of_the_sweep(tmp_path: Path) -> None:
+    total = len(EAP().score(*lent()).sites)
+    size = next(size for size in range(1, total) if _is_dead(EAP(edges=size)))
+    for _ in range(2):  # found, and read again
+        found = swept(tmp_path, EAP(), targets=(0.1, 1 - size / total))
+        assert [row["effective"] > 0 for row in found.rows] == [True, False]
+        assert found.rows[1]["kept"] == size
+
+
+def _is_dead(method: EAP) -> bool:
+    try:
+        method.find(*lent())
+    except DeadCircuitError:
+        return True
+    return False
 
 
 def test_the_ablation_of_the_sweep_is_that_of_search_and_evaluation(tmp_path: Path) -> None:

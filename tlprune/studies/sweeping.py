@@ -21,6 +21,7 @@ from tlprune.finetuning.command import make
 from tlprune.finetuning.pruning import claim
 from tlprune.masking.ablation import Ablation
 from tlprune.methods.ablations import ablation_for
+from tlprune.methods.alive import DeadCircuitError
 from tlprune.methods.edge_pruning import EdgePruning
 from tlprune.methods.provenance import check_settings, plain
 from tlprune.sealing import sealed
@@ -129,7 +130,8 @@ def sweep(
 
     Each cell has a folder, ``out/target-0.98/seed-0``, with its circuit, evaluation, training record and checkpoint.
     Called again with the same settings a sweep goes on where it stopped, on a CPU bit for bit, and with further
-    targets or seeds just these are found.
+    targets or seeds just these are found. A circuit without any path, which the method alone would refuse, is a row
+    with 0 effective edges.
 
     Args:
         model: a TransformerLens model.
@@ -206,8 +208,10 @@ class _Cells:
         make(folder)
         known = inspect.signature(method.find).parameters
         files = {name: folder / file for name, file in RECORDS.items() if name in known}
-        task = sealed(self.task)
-        found = method.find(self.model, task, ablation=self.ablation, progress=self.progress, **files)
+        try:
+            found = method.find(self.model, sealed(self.task), ablation=self.ablation, progress=self.progress, **files)
+        except DeadCircuitError as dead:  # a point of the curve like any other, with 0 effective edges
+            found = dead.circuit
         found.save(path)
         return found
 
