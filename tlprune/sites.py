@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -288,6 +288,28 @@ class Sites:
     def flowing(self, flow: Flow | None) -> Sites:
         """The same sites with what some prompts say of their spans; those without spans stay as they are."""
         return Sites(tuple(group.flowing(flow) if isinstance(group, Spanned) else group for group in self.groups))
+
+    def without_spans(self) -> Sites:
+        """The same places, each once for the whole prompt."""
+        return Sites(tuple(_unspanned(group) for group in self.groups))
+
+    def with_spans(self, spans: Iterable[str], *, flow: Flow | None = None) -> Sites:
+        """The same places at each span.
+
+        Args:
+            spans: names of a task's spans.
+            flow: how these follow each other, such as ``tp.edges(model, spans=task).flow``.
+
+        Raises:
+            ValueError: the sites have spans, or are weights, which all positions share.
+        """
+        if self.spans or "weights" in self.kinds:
+            what = f"differ by {', '.join(self.spans)}" if self.spans else "are weights, which all positions share"
+            raise ValueError(
+                f"Spans are put on places that have none, and that act at positions, but these {what}. Take "
+                "without_spans() first, or nodes and edges."
+            )
+        return Sites(tuple(Spanned(group, tuple(spans), flow) for group in self.groups))
 
     @property
     def edges(self) -> Graph | Spanned:
