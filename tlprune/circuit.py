@@ -15,8 +15,10 @@ from torch import Tensor
 
 from tlprune.effective import effective_sites
 from tlprune.files import read_saved, write_tensors, write_whole
+from tlprune.flow import Flow
 from tlprune.graph import Graph
 from tlprune.sites import Nodes, Sites
+from tlprune.spans import Spanned, every_span
 
 FORMAT, VERSION = "circuit", 2
 MOST_NAMES = 1_000_000
@@ -124,10 +126,18 @@ class Circuit:
         return hash((self.sites, self.kept.numpy().tobytes()))
 
     def __repr__(self) -> str:
-        counts = " + ".join(f"{self.count(kind):,} of {part.stop - part.start:,} {kind}" for kind, part in self._parts)
+        counts = " + ".join(self._counted(kind) for kind in self.sites.kinds)
         if "edges" not in self.sites.kinds:
             return f"Circuit({counts})"
         return f"Circuit({counts}, {self.n_effective:,} effective; {self.graph.convention})"
+
+    def _counted(self, kind: str) -> str:
+        """Counts of one kind, of sites at their spans and of distinct ones."""
+        counts = f"{self.count(kind):,} of {len(self.sites.group(kind)):,} {kind}"
+        if not isinstance(self.sites.group(kind), Spanned):
+            return counts
+        bare = self.without_spans()
+        return f"{counts} by span ({bare.count(kind):,} of {len(bare.sites.group(kind)):,} distinct)"
 
     @property
     def _parts(self) -> list[tuple[str, slice]]:
@@ -173,6 +183,43 @@ class Circuit:
     @property
     def n_effective(self) -> int:
         return len(self.effective)
+
+    # ---- with spans and without
+
+    def without_spans(self) -> Circuit:
+        """The same places whatever the span: a site is kept where any span keeps it.
+
+        So its length is the number of distinct sites, and it is the smallest circuit without spans that has all of this
+        one. Without spans it is the circuit itself.
+
+        Example:
+            >>> from tlprune.graph import Architecture
+            >>> sites = Sites((Graph(Architecture(1, 2, 2)),)).with_spans(["s", "t"])
+            >>> circuit = Circuit.from_names(sites, ["input->m0@s", "input->m0@t", "m0->logits@t"])
+            >>> circuit
+            Circuit(3 of 39 edges by span (2 of 13 distinct), 2 effective; embeddings merged, kv shared)
+            >>> circuit.without_spans()
+            Circuit(2 of 13 edges, 2 effective; embeddings merged, kv shared)
+        """
+        if not self.sites.spans:
+            return self
+        rows = [self.kept[part].view(-1, len(self.sites.bare(kind))) for kind, part in self._parts]
+        kept = torch.cat([own.any(0) for own in rows])
+        return Circuit(self.sites.without_spans(), kept, self._of("without spans"))
+
+    def with_spans(self, spans: Iterable[str], *, flow: Flow | None = None) -> Circuit:
+        """The same circuit by span: a site is kept at every span, so that it computes the same.
+
+        Args:
+            spans: names of a task's spans.
+            flow: how these follow each other, such as ``tp.edges(model, spans=task).flow``.
+
+        Raises:
+            ValueError: it differs by span already, or is of weights, which all positions share.
+        """
+        sites = self.sites.with_spans(spans, flow=flow)
+        rows = [self.kept[part].repeat(len(every_span(sites.spans))) for _, part in self._parts]
+        return Circuit(sites, torch.cat(rows), self._of("with spans"))
 
     # ---- algebra
 
@@ -255,6 +302,7 @@ class Circuit:
         path = Path(path)
         data = {"format": f"tlprune-{FORMAT}", "version": VERSION, "sites": self.sites.as_dict()}
         data |= {"n_kept": len(self), "n_effective": self.n_effective, "total": len(self.sites)}
+        data |= {"n_distinct": len(self.without_spans())} if self.sites.spans else {}
         data |= {"provenance": dict(self.provenance)}
         if path.suffix == ".safetensors":
             return write_tensors(path, {"kept": _packed(self.kept)}, data)

@@ -6,21 +6,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tlprune.effective import edges_of_removed, effective_sites, removed_nodes
+from tlprune.effective import edges_from_removed, effective_sites, removed_nodes
+from tlprune.flow import Flow
 from tlprune.graph import Graph
 from tlprune.incidence import Row, rows, writers_of_edges
 from tlprune.scores import first
 from tlprune.sites import Sites
+from tlprune.spans import Spanned
+
+Edges = Graph | Spanned  # where paths go: the edges of a graph, or these at each span (``Sites.edges``)
 
 
-def fewest_edges(graph: Graph, able: Bool[Tensor, "edge"] | None = None) -> int | None:
+def fewest_edges(edges: Edges, able: Bool[Tensor, "edge"] | None = None) -> int | None:
     """The smallest number of edges that has a path from an embedding to the logits; ``None`` where there is no path.
 
     A path enters a head through q, k or v, as in :meth:`~tlprune.Graph.effective`. Of all edges one is enough, from an
     embedding straight to the logits (or from any writer, where embeddings are always kept).
 
     Args:
-        graph: the edges that there are.
+        edges: the edges that there are; by span, a path moves between spans in attention alone.
         able: those that may be taken; by default all.
 
     Example:
@@ -30,12 +34,12 @@ def fewest_edges(graph: Graph, able: Bool[Tensor, "edge"] | None = None) -> int 
         >>> fewest_edges(graph), fewest_edges(graph, able)
         (1, 2)
     """
-    path = best_path(graph, torch.zeros(len(graph)), able=able)
+    path = best_path(edges, torch.zeros(len(edges)), able=able)
     return None if path is None else len(path)
 
 
 def connecting_size(
-    graph: Graph, values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None = None
+    edges: Edges, values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None = None
 ) -> int | None:
     """The smallest ``k`` for which the ``k`` edges of the highest value have a path; ``None`` where none has.
 
@@ -43,8 +47,8 @@ def connecting_size(
     graph.
 
     Args:
-        graph: the edges that there are.
-        values: what edges are ranked by; of equal ones those come first that come first in the graph.
+        edges: the edges that there are, by span or not.
+        values: what edges are ranked by; of equal ones those come first that come first.
         able: those that may be taken; by default all.
 
     Example:
@@ -53,17 +57,18 @@ def connecting_size(
         5
     """
     places = _places(values, able)
-    path = _Paths(graph, -places.double(), able, longest(graph)).best(longest(graph))
+    most = longest(_graph(edges))
+    path = _Paths(edges, -places.double(), able, most).best(most)
     return None if path is None else 1 + int(places[path].max())
 
 
 def best_path(
-    graph: Graph, values: Float[Tensor, "edge"], *, most: int | None = None, able: Bool[Tensor, "edge"] | None = None
+    edges: Edges, values: Float[Tensor, "edge"], *, most: int | None = None, able: Bool[Tensor, "edge"] | None = None
 ) -> list[int] | None:
     """The path of at most so many edges whose lowest value is highest; of such paths a shortest one.
 
     Args:
-        graph: the edges that there are.
+        edges: the edges that there are, by span or not.
         values: one for each edge.
         most: how many edges it may have; by default any number.
         able: those that may be taken; by default all.
@@ -77,13 +82,16 @@ def best_path(
         >>> [[graph.name(edge) for edge in best_path(graph, values, most=most)] for most in (2, 3)]
         [['input->logits'], ['input->a0.h0<q>', 'a0.h0->m0', 'm0->logits']]
     """
-    most = longest(graph) if most is None else min(most, longest(graph))
-    return None if most < 1 else _Paths(graph, values.double(), able, most).best(most)
+    longest_path = longest(_graph(edges))
+    most = longest_path if most is None else min(most, longest_path)
+    return None if most < 1 else _Paths(edges, values.double(), able, most).best(most)
 
 
 def longest(graph: Graph) -> int:
-    """Edges of the longest path that needs them all: through a head and an MLP in each layer, or one of the two where
-    both read alike; just one where embeddings that are always kept reach every node.
+    """Edges of the longest path that needs them all, by span or not.
+
+    Such a path goes through a head and an MLP in each layer, or one of the two where both read alike; it has just one
+    where embeddings that are always kept reach every node.
     """
     shape = graph.architecture
     blocks = 2 if shape.has_mlp and not shape.parallel else 1
@@ -102,7 +110,8 @@ def connected(
 
     Where some edge lies on a path everything stays, and so it does where no edge is kept at all. Else the edges make
     room for the best path that their number allows (:func:`best_path`), through nodes that are not removed, behind
-    which the others follow by value. Of an edge that differs by span the best one is taken.
+    which the others follow by value. By span, a path moves between spans in attention alone, and both it and what is
+    removed are as :func:`~tlprune.effective.effective_sites` has them.
 
     Args:
         sites: edges, alone or beside others, which stay.
@@ -124,17 +133,29 @@ def connected(
     count = int(kept[part].sum())
     if not count or bool(effective_sites(sites, kept)[part].any()):
         return kept
-    graph, edges = sites.graph, values[part].view(-1, len(sites.graph))
-    open_ = torch.ones_like(kept[part]) if able is None else able[part]
-    best, span = edges.masked_fill(~open_.view_as(edges), -torch.inf).max(0)
-    through = best.isfinite() & ~edges_of_removed(graph, removed_nodes(sites, kept))
-    path = best_path(graph, best, most=count - fixed, able=through)
+    own, open_ = values[part], torch.ones_like(kept[part]) if able is None else able[part]
+    path = _path(sites, kept, own.masked_fill(~open_, -torch.inf), count - fixed)
     if path is None:
         return kept
-    chosen = torch.zeros_like(edges, dtype=torch.bool)
-    chosen[span[path], path] = True
-    others = first(edges.masked_fill(chosen, -torch.inf).flatten(), count - len(path))
-    return kept.slice_scatter(chosen.flatten() | others, 0, part.start, part.stop)
+    chosen = torch.zeros_like(kept[part])
+    chosen[path] = True
+    others = first(own.masked_fill(chosen, -torch.inf), count - int(chosen.sum()))
+    return kept.slice_scatter(chosen | others, 0, part.start, part.stop)
+
+
+def _path(sites: Sites, kept: Bool[Tensor, "site"], values: Float[Tensor, "edge"], most: int) -> list[int] | None:
+    """The best path through nodes that are not removed, as places among the edges of these sites."""
+    rows = values.view(-1, len(sites.graph))
+    gone = edges_from_removed(sites.graph, removed_nodes(sites, kept))
+    table = rows.expand_as(gone).masked_fill(gone, -torch.inf).flatten()
+    path = best_path(sites.edges, table, most=most, able=table.isfinite())
+    return None if path is None else [edge % len(values) for edge in path]
+
+
+def _graph(edges: Edges) -> Graph:
+    graph = edges.group if isinstance(edges, Spanned) else edges
+    assert isinstance(graph, Graph)
+    return graph
 
 
 def _places(values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None) -> Int[Tensor, "edge"]:
@@ -145,42 +166,48 @@ def _places(values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None) ->
 
 
 class _Paths:
-    """For each node and number of edges the highest value of the worst edge on a path into it, and its last edge.
+    """For each number of edges and each node, at each span, the highest value of the worst edge on a path into it.
 
     Attributes:
-        worst: ``(edges, node)``, with at most so many edges; minus infinity where there is no such path.
-        last: ``(edges, node)``, the last edge of such a path.
+        worst: ``(edges, span, node)``, with at most so many edges; minus infinity where there is no such path.
+        last: ``(edges, span, node)``, the last edge of such a path, at whichever span.
     """
 
     def __init__(
-        self, graph: Graph, values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None, most: int
+        self, edges: Edges, values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None, most: int
     ) -> None:
-        self.graph = graph
+        self.graph = _graph(edges)
+        self.flow = edges.flows if isinstance(edges, Spanned) else Flow.everywhere(("everywhere",))
         allowed = values if able is None else values.masked_fill(~able, -torch.inf)
-        nodes = len(graph.writers) + 1
-        self.worst = torch.full((most + 1, nodes), -torch.inf, dtype=torch.float64)
-        self.last = torch.zeros(most + 1, nodes, dtype=torch.long)
-        self.worst[:, : len(graph.embeddings) or nodes - 1] = torch.inf
-        for row in (row for row in rows(graph) if row.width):
-            self._read(row, allowed[row.start : row.start + row.width])
+        table, nodes = allowed.view(-1, len(self.graph)), len(self.graph.writers) + 1
+        self.worst = torch.full((most + 1, len(table), nodes), -torch.inf, dtype=torch.float64)
+        self.last = torch.zeros(self.worst.shape, dtype=torch.long)
+        self.worst[..., : len(self.graph.embeddings) or nodes - 1] = torch.inf
+        for row in (row for row in rows(self.graph) if row.width):
+            self._read(row, table[:, row.start : row.start + row.width])
 
-    def _read(self, row: Row, values: Float[Tensor, "writer"]) -> None:
+    def _read(self, row: Row, values: Float[Tensor, "span writer"]) -> None:
         """Paths on through one reader, into all nodes that it serves."""
-        through = torch.minimum(self.worst[:-1, : row.width], values)
-        worst, writer = through.max(1)
+        worst, writer = torch.minimum(self.worst[:-1, :, : row.width], values).max(2)
+        last = writer + row.start + len(self.graph) * torch.arange(len(values))
+        if row.moves:
+            worst, source = worst[..., None].masked_fill(~self.flow.table, -torch.inf).max(1)
+            last = last.gather(1, source)
         for node in row.nodes:
-            better = worst > self.worst[1:, node]
-            self.worst[1:, node][better] = worst[better]
-            self.last[1:, node][better] = row.start + writer[better]
+            better = worst > self.worst[1:, :, node]
+            self.worst[1:, :, node][better] = worst[better]
+            self.last[1:, :, node][better] = last[better]
 
     def best(self, most: int) -> list[int] | None:
-        """The edges of a shortest path of the highest value into the logits."""
-        reached = self.worst[:, -1]
+        """The edges of a shortest path of the highest value into the logits, where these are read."""
+        reached, span = self.worst[..., -1].masked_fill(~self.flow.answers, -torch.inf).max(1)
         if reached[most] == -torch.inf:
             return None
-        edges, path, node = int((reached == reached[most]).nonzero()[0]), list[int](), len(self.graph.writers)
+        edges, path = int((reached == reached[most]).nonzero()[0]), list[int]()
+        place, node = int(span[edges]), len(self.graph.writers)
         writers = writers_of_edges(self.graph).tolist()
-        while self.worst[0, node] != torch.inf:  # where a path begins
-            path.append(int(self.last[edges, node]))
-            node, edges = writers[path[-1]], edges - 1
+        while self.worst[0, place, node] != torch.inf:  # where a path begins
+            path.append(int(self.last[edges, place, node]))
+            place, edge = divmod(path[-1], len(self.graph))
+            node, edges = writers[edge], edges - 1
         return path[::-1]

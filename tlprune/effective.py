@@ -7,6 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tlprune.graph import Graph, Readers
+from tlprune.incidence import writers_of_edges
 from tlprune.sites import Neurons, Nodes, Sites
 
 
@@ -14,47 +15,68 @@ def effective_sites(sites: Sites, kept: Bool[Tensor, "site"]) -> Bool[Tensor, "s
     """The kept sites that are not made void by others.
 
     An edge counts if it lies on a path of kept edges from an embedding to the logits that passes through no removed
-    head, MLP or layer; a head if its layer is kept, a neuron if its MLP is. Where sites differ by span, a path may pass
-    from one span into another (attention moves information between positions), so a site counts that is on a path of
-    edges kept in any.
+    head, MLP or layer; a head if its layer is kept, a neuron if its MLP is. Where sites differ by span, all this is at
+    a span: a path goes on where it is, but what arrives at k or v of a head goes on at every span that attends there,
+    and it ends where the logits are read, as far as the sites know either (:attr:`~tlprune.sites.Sites.flow`). Nodes
+    and edges that do not differ by span are everywhere.
     """
     removed, result = removed_nodes(sites, kept), kept.clone()
     if "heads" in sites.kinds:
         names = sites.bare("heads")
-        gone = [_is_of(names.name(index), removed) for index in range(len(names))]
-        result[sites.part("heads")].view(-1, len(names))[:, gone] = False
+        rows = result[sites.part("heads")].view(-1, len(names))
+        for row, own in zip(rows, _by_row(removed, len(rows)), strict=True):
+            row[[_is_of(names.name(index), own) for index in range(len(names))]] = False
     if "neurons" in sites.kinds:
         neurons = sites.bare("neurons")
         assert isinstance(neurons, Neurons)
-        gone = [f"m{layer}" in removed for layer in neurons.layers]
-        result[sites.part("neurons")].view(-1, len(gone), neurons.width)[:, gone] = False
+        rows = result[sites.part("neurons")].view(-1, len(neurons.layers), neurons.width)
+        for row, own in zip(rows, _by_row(removed, len(rows)), strict=True):
+            row[[f"m{layer}" in own for layer in neurons.layers]] = False
     if "edges" in sites.kinds:
         graph, rows = sites.graph, result[sites.part("edges")].view(-1, sites.graph.n_edges)
-        rows &= graph.effective(rows.any(0) & ~edges_of_removed(graph, removed))
+        found = graph.effective(rows & ~edges_from_removed(graph, removed), sites.flow)
+        rows &= found if len(rows) == len(found) else found.any(0)
     return result
 
 
-def removed_nodes(sites: Sites, kept: Tensor) -> set[str]:
-    """Nodes that are removed in every span."""
-    removed: set[str] = set()
+def removed_nodes(sites: Sites, kept: Bool[Tensor, "site"]) -> list[set[str]]:
+    """The nodes that are removed at each span; in one set where nothing differs by span."""
+    removed: list[set[str]] = [set() for _ in (sites.flow.spans if sites.flow else [""])]
     for kind in sites.kinds:
         group = sites.bare(kind)
         if isinstance(group, Nodes):
-            gone = ~kept[sites.part(kind)].view(-1, len(group)).any(0)
-            removed |= {group.name(index) for index in gone.nonzero().flatten().tolist()}
+            rows = ~kept[sites.part(kind)].view(-1, len(group)).expand(len(removed), -1)
+            for names, gone in zip(removed, rows, strict=True):
+                names |= {group.name(index) for index in gone.nonzero().flatten().tolist()}
     return removed
+
+
+def _by_row(removed: list[set[str]], rows: int) -> list[set[str]]:
+    """What is removed for each row of sites; for one row that stands for all spans, what is removed at all."""
+    return removed if rows == len(removed) else [set.intersection(*removed)]
+
+
+def edges_from_removed(graph: Graph, removed: list[set[str]]) -> Bool[Tensor, "span edge"]:
+    """Edges from nodes that are removed at a span; those into them end there, so they are on no path either."""
+    writers = writers_of_edges(graph)
+    return torch.stack([_gone(graph, names)[writers] for names in removed])
 
 
 def edges_of_removed(graph: Graph, removed: set[str]) -> Bool[Tensor, "edge"]:
     """Edges from or into removed nodes; into a key/value head where all heads that share it are removed."""
-    if graph.convention.heads == "joined":
-        removed = removed | _whole_layers(graph, removed)
-    gone = torch.tensor([_is_of(name, removed) for name in graph.writers], dtype=torch.bool)
+    gone = _gone(graph, removed)
     result = torch.zeros(len(graph), dtype=torch.bool)
     for readers in graph.readers:
         into = torch.tensor([_reads_for(readers, name, gone, graph) for name in readers.names], dtype=torch.bool)
         readers.block(result)[:] = into[:, None] | gone[: readers.width]
     return result
+
+
+def _gone(graph: Graph, removed: set[str]) -> Bool[Tensor, "writer"]:
+    """Writers that are removed, themselves or with their layer."""
+    if graph.convention.heads == "joined":
+        removed = removed | _whole_layers(graph, removed)
+    return torch.tensor([_is_of(name, removed) for name in graph.writers], dtype=torch.bool)
 
 
 def _whole_layers(graph: Graph, removed: set[str]) -> set[str]:

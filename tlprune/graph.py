@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tlprune.flow import Flow
+
 LOGITS = "logits"
 
 
@@ -310,29 +312,54 @@ class Graph:
             near = difflib.get_close_matches(name, names, 3) or names[:3]
             raise ValueError(f"{name!r} is not a {role} of this graph ({self}). Nearest names: {', '.join(near)}.")
 
-    def effective(self, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "edge"]:
+    def effective(self, kept: Bool[Tensor, "*span edge"], flow: Flow | None = None) -> Bool[Tensor, "*span edge"]:
         """Which of the kept edges lie on a path of kept edges from an embedding to the logits.
 
-        A path may enter a head through q, k or v. Where embeddings are always kept, every reader is reached.
-        """
-        alive = self._alive(kept)
-        needed, result = torch.zeros(len(self.writers), dtype=torch.bool), torch.zeros_like(kept)
-        for readers in reversed(self.readers):
-            on_path = self.readers_of(readers, needed)[:, None] & readers.block(kept) & alive[: readers.width]
-            readers.block(result)[:] = on_path
-            needed[: readers.width] |= on_path.any(0)
-        return result
+        A path may enter a head through q, k or v. Where embeddings are always kept, every reader is reached. By span, a
+        path stays at its span but in attention: from k and v (or from all, where q, k and v are joined) it goes on at
+        every span that attends to this one; and it ends where the logits are read.
 
-    def _alive(self, kept: Tensor) -> Tensor:
+        Args:
+            kept: the edges, at each span if they differ by span.
+            flow: how the spans follow each other; without it everything is one span.
+        """
+        flow = flow or Flow.everywhere(("everywhere",))
+        table = kept.view(-1, self.n_edges)
+        alive = self._alive(table, flow)
+        needed, result = torch.zeros_like(alive), torch.zeros_like(table)
+        for readers in reversed(self.readers):
+            serving = self._readers_at(readers, needed, flow)
+            on_path = serving[..., None] & readers.block(table) & alive[:, None, : readers.width]
+            readers.block(result)[:] = on_path
+            needed[:, : readers.width] |= on_path.any(1)
+        return result.view_as(kept)
+
+    def _alive(self, kept: Bool[Tensor, "span edge"], flow: Flow) -> Bool[Tensor, "span writer"]:
         """Writers that some embedding reaches through kept edges."""
-        alive = torch.zeros(len(self.writers), dtype=torch.bool)
-        alive[: len(self.embeddings)] = True
+        alive = torch.zeros(len(kept), len(self.writers), dtype=torch.bool)
+        alive[:, : len(self.embeddings)] = True
         for readers in self.readers[:-1]:
-            reached = (readers.block(kept) & alive[: readers.width]).any(1)
+            reached = (readers.block(kept) & alive[:, None, : readers.width]).any(2)
             if self.convention.embeddings == "kept":
                 reached = torch.ones_like(reached)
-            alive[self.writers_of(readers)] = self.writers_reached(readers, reached)
+            moved = _any_of(reached, flow.table)
+            arrived = torch.where(self.moving(readers), moved, reached)
+            alive[:, self.writers_of(readers)] = self.writers_reached(readers, arrived)
         return alive
+
+    def _readers_at(
+        self, readers: Readers, needed: Bool[Tensor, "span writer"], flow: Flow
+    ) -> Bool[Tensor, "span reader"]:
+        """Which of these readers, at which spans, feed one of some writers, or the logits where they are read."""
+        if readers.kind == "logits":
+            return flow.answers[:, None]
+        own = self.readers_of(readers, needed)
+        return torch.where(self.moving(readers), _any_of(own, flow.table.T), own)
+
+    def moving(self, readers: Readers) -> Bool[Tensor, "reader"]:
+        """Which of these readers attention carries to other positions: k and v, and all where q, k and v are joined."""
+        count, queries = len(readers.names), 0 if self.convention.qkv == "joined" else self.n_attention_nodes
+        return torch.arange(count) >= (queries if readers.kind == "attention" else count)
 
     def writers_of(self, readers: Readers) -> slice:
         """The writers that these readers feed: a block's heads, or its MLP."""
@@ -340,20 +367,25 @@ class Graph:
         heads = self.n_attention_nodes
         return slice(first, first + heads) if readers.kind == "attention" else slice(first + heads, first + heads + 1)
 
-    def writers_reached(self, readers: Readers, reached: Bool[Tensor, "reader"]) -> Bool[Tensor, "writer"]:
+    def writers_reached(self, readers: Readers, reached: Bool[Tensor, "*span reader"]) -> Bool[Tensor, "*span writer"]:
         """Which of :meth:`writers_of` some of these readers feed."""
         if readers.kind == "mlp" or self.convention.qkv == "joined":
             return reached
         heads, kv = self.n_attention_nodes, self.n_kv_readers
-        q, k, v = reached.split([heads, kv, kv])
-        return q | k.repeat_interleave(heads // kv) | v.repeat_interleave(heads // kv)
+        q, k, v = reached.split([heads, kv, kv], -1)
+        return q | k.repeat_interleave(heads // kv, -1) | v.repeat_interleave(heads // kv, -1)
 
-    def readers_of(self, readers: Readers, needed: Bool[Tensor, "writer"]) -> Bool[Tensor, "reader"]:
+    def readers_of(self, readers: Readers, needed: Bool[Tensor, "*span writer"]) -> Bool[Tensor, "*span reader"]:
         """Which of these readers feed one of some writers; the logits always count."""
         if readers.kind == "logits":
-            return torch.ones(1, dtype=torch.bool)
-        nodes = needed[self.writers_of(readers)]
+            return torch.ones(*needed.shape[:-1], 1, dtype=torch.bool)
+        nodes = needed[..., self.writers_of(readers)]
         if readers.kind == "mlp" or self.convention.qkv == "joined":
             return nodes
-        kv = nodes.unflatten(0, (self.n_kv_readers, -1)).any(1)
-        return torch.cat([nodes, kv, kv])
+        kv = nodes.unflatten(-1, (self.n_kv_readers, -1)).any(-1)
+        return torch.cat([nodes, kv, kv], -1)
+
+
+def _any_of(values: Bool[Tensor, "source reader"], moves: Bool[Tensor, "source span"]) -> Bool[Tensor, "span reader"]:
+    """For each span whether some span that moves into it has a value."""
+    return (moves[..., None] & values[:, None]).any(0)

@@ -20,11 +20,13 @@ class Row:
         width: how many edges it has.
         nodes: the nodes that it reads for, as numbers of writers; a key/value head reads for several heads, and
             the logits are one more than the last writer.
+        moves: whether attention carries what it reads to other positions (:meth:`~tlprune.Graph.moving`).
     """
 
     start: int
     width: int
     nodes: tuple[int, ...]
+    moves: bool = False
 
     @property
     def edges(self) -> range:
@@ -42,8 +44,9 @@ def rows(graph: Graph) -> list[Row]:
     """
     found = []
     for readers in graph.readers:
+        moving = graph.moving(readers).tolist()
         for row, nodes in enumerate(_served(graph, readers)):
-            found.append(Row(readers.start + row * readers.width, readers.width, nodes))
+            found.append(Row(readers.start + row * readers.width, readers.width, nodes, moving[row]))
     return found
 
 

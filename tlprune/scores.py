@@ -117,6 +117,27 @@ class Scores:
         samples = None if self.samples is None else self.samples[:, part]
         return Scores(Sites((self.sites.group(kind),)), self.values[part], self.provenance, samples)
 
+    def without_spans(self) -> Scores:
+        """Each site's scores at all spans, added up; without spans the scores themselves.
+
+        Scores of :class:`~tlprune.EAP`, :class:`~tlprune.EAPIG` and :class:`~tlprune.RelP` by span add up to those
+        without. Where gates end (:class:`~tlprune.EdgePruning`) are no such parts; their sum is just a ranking.
+
+        Example:
+            >>> from tlprune.graph import Architecture
+            >>> sites = Sites((Graph(Architecture(1, 1, 1)),)).with_spans(["s"])
+            >>> Scores(sites, torch.arange(16.0)).without_spans().values.tolist()
+            [8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 22.0]
+        """
+        if not self.sites.spans:
+            return self
+        samples = None if self.samples is None else self._summed(self.samples)
+        return Scores(self.sites.without_spans(), self._summed(self.values), self.provenance, samples)
+
+    def _summed(self, values: Float[Tensor, "*sample site"]) -> Float[Tensor, "*sample bare"]:
+        parts = ((values[..., part], len(self.sites.bare(kind))) for kind, part in self.sites.parts.items())
+        return torch.cat([own.unflatten(-1, (-1, count)).sum(-2) for own, count in parts], -1)
+
     def top(
         self, count: int | None = None, *, fraction: float | None = None, threshold: float | None = None
     ) -> Circuit:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from tlprune.flow import Flow
 from tlprune.graph import Graph
-from tlprune.spans import Group, Spanned
+from tlprune.spans import Group, Spanned, every_span
 
 NODE_KINDS = ("nodes", "heads", "mlps", "layers")
 
@@ -278,6 +279,43 @@ class Sites:
         """Names of the spans that some group tells apart."""
         return next((group.spans for group in self.groups if isinstance(group, Spanned)), ())
 
+    @property
+    def flow(self) -> Flow | None:
+        """How information moves between their spans, as far as is known; ``None`` where nothing differs by span."""
+        known = (group.flow for group in self.groups if isinstance(group, Spanned) and group.flow is not None)
+        return next(known, Flow.everywhere(every_span(self.spans))) if self.spans else None
+
+    def flowing(self, flow: Flow | None) -> Sites:
+        """The same sites with what some prompts say of their spans; those without spans stay as they are."""
+        return Sites(tuple(group.flowing(flow) if isinstance(group, Spanned) else group for group in self.groups))
+
+    def without_spans(self) -> Sites:
+        """The same places, each once for the whole prompt."""
+        return Sites(tuple(_unspanned(group) for group in self.groups))
+
+    def with_spans(self, spans: Iterable[str], *, flow: Flow | None = None) -> Sites:
+        """The same places at each span.
+
+        Args:
+            spans: names of a task's spans.
+            flow: how these follow each other, such as ``tp.edges(model, spans=task).flow``.
+
+        Raises:
+            ValueError: the sites have spans, or are weights, which all positions share.
+        """
+        if self.spans or "weights" in self.kinds:
+            what = f"differ by {', '.join(self.spans)}" if self.spans else "are weights, which all positions share"
+            raise ValueError(
+                f"Spans are put on places that have none, and that act at positions, but these {what}. Take "
+                "without_spans() first, or nodes and edges."
+            )
+        return Sites(tuple(Spanned(group, tuple(spans), flow) for group in self.groups))
+
+    @property
+    def edges(self) -> Graph | Spanned:
+        """Its edges as paths go through them: at each span, where any of these sites differ by span."""
+        return Spanned(self.graph, self.spans, self.flow) if self.spans else self.graph
+
     def name(self, index: int) -> str:
         for kind, part in self.parts.items():
             if index < part.stop:
@@ -310,7 +348,8 @@ def _unspanned(group: Group) -> Group:
 def group_from_dict(data: Mapping[str, Any]) -> Group:
     """The group that ``as_dict`` described."""
     if "spans" in data:
-        return Spanned(group_from_dict(data["group"]), tuple(data["spans"]))
+        group = Spanned(group_from_dict(data["group"]), tuple(data["spans"]))
+        return group.flowing(Flow.from_dict(data["flow"], group.all_spans)) if "flow" in data else group
     if data["kind"] == "edges":
         return Graph.from_dict(data)
     if data["kind"] == "neurons":

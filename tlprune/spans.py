@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+
+from tlprune.flow import Flow
 
 REST = "rest"
 GAP = ".."  # behind a span's name: the positions from there to the next named one; alone: those before the first
@@ -48,9 +50,12 @@ class Spanned:
         group: what is repeated.
         spans: names of spans; the last repetition is called ``rest``, and is not there where ``".."`` among the names
             says that every position is in one of them (:func:`tlprune.tasks.covered`).
+        flow: how these spans follow each other in some prompts and where these are read, which decides what is on a
+            path (:meth:`~tlprune.Graph.effective`); without it, everything that any prompts could have. It names no
+            site, so groups that differ in it alone are equal.
 
     Raises:
-        ValueError: a name comes twice, is ``rest``, or has an ``@``.
+        ValueError: a name comes twice, is ``rest``, or has an ``@``; the flow is between other spans.
 
     Example:
         >>> from tlprune.graph import Architecture, Graph
@@ -61,9 +66,15 @@ class Spanned:
 
     group: Group
     spans: tuple[str, ...]
+    flow: Flow | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_spans(self.spans)
+        if self.flow is not None and self.flow.spans != self.all_spans:
+            raise ValueError(
+                f"The flow of these sites is between the spans {', '.join(self.all_spans)} but the one given is "
+                f"between {', '.join(self.flow.spans)}. Take both from one task: tp.edges(model, spans=task)."
+            )
 
     @property
     def kind(self) -> str:
@@ -101,8 +112,18 @@ class Spanned:
             return table[place]
         return table[torch.arange(len(table), device=table.device)[:, None], place]
 
+    @property
+    def flows(self) -> Flow:
+        """The flow between its spans: what is known, or all that could be."""
+        return self.flow or Flow.everywhere(self.all_spans)
+
+    def flowing(self, flow: Flow | None) -> Spanned:
+        """The same sites with what is known of some prompts."""
+        return replace(self, flow=flow)
+
     def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "spans": list(self.spans), "group": self.group.as_dict()}
+        known = {} if self.flow is None else {"flow": self.flow.as_dict()}
+        return {"kind": self.kind, "spans": list(self.spans), "group": self.group.as_dict(), **known}
 
 
 def every_span(names: Sequence[str]) -> tuple[str, ...]:

@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit, edges_text
-from tlprune.drawing.figure import Figure
+from tlprune.drawing.figure import Figure, Panel
+from tlprune.drawing.lanes import lanes
+from tlprune.drawing.layout import Layout
 from tlprune.drawing.page import frame, page
 from tlprune.drawing.scene import Scene
 from tlprune.files import write_whole
+from tlprune.spans import Spanned
 
 TALLEST_FRAME = 900.0
 
@@ -66,12 +69,15 @@ def draw(
     Above 400 curves strokes are thin and translucent; above 2,000 edges one curve stands for all edges from one node
     to another. A drawing is read best below some 200 edges.
 
+    By span each span with a kept edge has a column of its own, with the same rows; a dotted curve goes from where a key
+    or value is read to the span where its head writes. Such boxes and edges end in the span: ``a5.h3@s2``.
+
     Args:
         circuit: what to draw.
         path: where to save it as well, ending in ``.svg`` or ``.html``.
         title: above the figure.
-        weights: a number for every edge of the graph, such as scores; strokes are as wide as it is large. A bundle
-            has the sum of the absolute weights of its edges.
+        weights: a number for every edge of the graph, or at every span, such as scores; strokes are as wide as it is
+            large. A bundle has the sum of the absolute weights of its edges.
 
     Raises:
         ValueError: the weights do not fit the graph or are not finite, or the file cannot be written.
@@ -87,13 +93,22 @@ def draw(
         _suffix(Path(path))
     if weights is not None:
         weights = _checked(weights, circuit)
-    scene = Scene.of(circuit, weights)
-    figure = Figure(scene, title, _caption(circuit, scene, weights is not None), weights is not None)
+    top = 66.0 if title else 38.0
+    panels, moves = _whole(circuit, weights, top=top) if not circuit.sites.spans else lanes(circuit, weights, top=top)
+    figure = Figure(panels, title, _caption(circuit, panels, weights is not None), weights is not None, moves)
     svg = figure.svg()
     drawing = Drawing(svg, page(svg, title=title or "Circuit"))
     if path is not None:
         drawing.save(path)
     return drawing
+
+
+def _whole(
+    circuit: Circuit, weights: Tensor | None, *, top: float
+) -> tuple[tuple[Panel, ...], tuple[tuple[str, str], ...]]:
+    """One panel for the whole prompt."""
+    scene = Scene.of(circuit, weights)
+    return (Panel(scene, Layout.of(scene, top=top)),), ()
 
 
 def _suffix(path: Path) -> str:
@@ -104,13 +119,15 @@ def _suffix(path: Path) -> str:
 
 
 def _checked(weights: Tensor, circuit: Circuit) -> Tensor:
-    if weights.shape != (circuit.graph.n_edges,):
+    edges = circuit.sites.part("edges")
+    total = edges.stop - edges.start
+    if weights.shape != (total,):
         raise ValueError(
-            f"The weights of a drawing need shape ({circuit.graph.n_edges:,},), one for every edge of the graph, but "
+            f"The weights of a drawing need shape ({total:,},), one for every edge of the graph, but "
             f"have {tuple(weights.shape)}. Give weights over the graph of the circuit."
         )
     weights = weights.detach().to("cpu", torch.float32)
-    if not weights[circuit.kept].isfinite().all():
+    if not weights[circuit.kept[edges]].isfinite().all():
         raise ValueError(
             "The weights of the kept edges must be finite but some are infinite or NaN. Replace them, for instance "
             "with weights.nan_to_num()."
@@ -118,8 +135,13 @@ def _checked(weights: Tensor, circuit: Circuit) -> Tensor:
     return weights
 
 
-def _caption(circuit: Circuit, scene: Scene, weighted: bool) -> str:
-    counts = f"{edges_text(len(circuit), circuit.graph.n_edges)}, {circuit.n_effective:,} effective"
+def _caption(circuit: Circuit, panels: tuple[Panel, ...], weighted: bool) -> str:
+    scene, total = panels[0].scene, len(circuit.sites.group("edges"))
+    counts = f"{edges_text(circuit.count('edges'), total)}, {circuit.effective.count('edges'):,} effective"
+    if isinstance(edges := circuit.sites.group("edges"), Spanned):
+        drawn = {panel.heading[0].removeprefix("@") for panel in panels if panel.heading}
+        bare = circuit.without_spans().count("edges")
+        counts = f"{counts}, at {len(drawn)} of {len(edges.all_spans)} spans; {bare:,} of {len(edges.group):,} distinct"
     width = "width by |weight|" if weighted else "width by number of parts" if scene.bundled else ""
     bundles = "one curve per pair of nodes" if scene.bundled else ""
     notes = ", ".join(note for note in (bundles, width) if note)

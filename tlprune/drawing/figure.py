@@ -24,56 +24,102 @@ PARTS = ("q", "k", "v", "mlp", "logits", SEVERAL)
 
 
 @dataclass(frozen=True)
+class Panel:
+    """A scene at its place in a figure.
+
+    Attributes:
+        scene: nodes and links.
+        layout: where they are.
+        heading: its name and its middle, where there are several.
+    """
+
+    scene: Scene
+    layout: Layout
+    heading: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class Figure:
     """Everything that one SVG shows.
 
     Attributes:
-        scene: nodes and links.
+        panels: side by side, with rows of one height.
         title: above the figure, or nothing.
         caption: below the figure.
         weighted: links carry weights, and their strokes show them.
+        moves: pairs of boxes in two panels: attention carries what the first reads to the second.
     """
 
-    scene: Scene
+    panels: tuple[Panel, ...]
     title: str | None
     caption: str
     weighted: bool = False
+    moves: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def links(self) -> list[Link]:
+        """Those of all panels."""
+        return [link for panel in self.panels for link in panel.scene.links]
+
+    @property
+    def _bundled(self) -> bool:
+        return self.panels[0].scene.bundled
 
     def svg(self) -> str:
         """The text of the SVG, in ASCII, with no reference to anything outside of it."""
-        layout = Layout.of(self.scene, top=66.0 if self.title else 38.0)
-        width, height, bundled = layout.width, layout.height + 26, " bundled" if self.scene.bundled else ""
+        layouts = [panel.layout for panel in self.panels]
+        width, height = max(own.width for own in layouts), max(own.height for own in layouts) + 26
         return "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" class="circuit{bundled}" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" class="circuit{" bundled" * self._bundled}" '
                 f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" '
                 f'font-family="{FONT}" aria-label="{clean(self.title or "Circuit")}: {clean(self.caption)}">',
                 f"<style>{dark_rules()}</style>",
                 f'<rect {paint("ground")} width="{width:.0f}" height="{height:.0f}"/>',
                 *self._heading(),
-                *_bands(layout),
-                *self._links(layout),
-                *self._ties(layout),
-                *self._nodes(layout),
-                *self._notices(layout, height),
+                *_bands(layouts, width),
+                *self._headings(),
+                *self._movements(),
+                *(line for panel in self.panels for line in self._panel(panel)),
+                *self._notices(height),
                 "</svg>",
             ]
         )
+
+    def _panel(self, panel: Panel) -> Iterator[str]:
+        yield from self._links(panel)
+        yield from self._ties(panel)
+        yield from self._nodes(panel)
+
+    def _headings(self) -> Iterator[str]:
+        top = min(box.top for panel in self.panels for box in panel.layout.boxes.values())
+        for name, x in (panel.heading for panel in self.panels if panel.heading):
+            yield _text("ink", x, top - 14, name, size=13)
+
+    def _movements(self) -> Iterator[str]:
+        boxes = {name: box for panel in self.panels for name, box in panel.layout.boxes.items()}
+        for source, target in self.moves:
+            a, b = boxes[source], boxes[target]
+            lift = 22 + 0.02 * abs(a.x - b.x)
+            first, second = f"{a.x:.1f} {a.top - lift:.1f}", f"{b.x:.1f} {b.top - lift:.1f}"
+            path = f"M{a.x:.1f} {a.top:.1f}C{first} {second} {b.x:.1f} {b.top:.1f}"
+            yield f'{_tie(source, target)} stroke-dasharray="2 3" stroke-width="1.4" d="{path}"/>'
 
     def _heading(self) -> Iterator[str]:
         y = 30
         if self.title:
             yield f'<text {paint("ink")} x="20" y="{y}" font-size="17" font-weight="600">{clean(self.title)}</text>'
             y += 28
-        yield from _legend(self._parts_shown(), y)
+        yield from _legend(self._parts_shown(), y, moves=bool(self.moves))
 
     def _parts_shown(self) -> list[str]:
-        parts = {link.part for link in self.scene.links if link.effective}
-        idle = ["idle"] if any(not link.effective for link in self.scene.links) else []
+        parts = {link.part for link in self.links if link.effective}
+        idle = ["idle"] if any(not link.effective for link in self.links) else []
         return [part for part in PARTS if part in parts] + idle
 
-    def _links(self, layout: Layout) -> Iterator[str]:
-        drawn = sorted(zip(self.scene.links, routes(self.scene, layout), strict=True), key=lambda pair: _depth(pair[0]))
+    def _links(self, panel: Panel) -> Iterator[str]:
+        curves = zip(panel.scene.links, routes(panel.scene, panel.layout), strict=True)
+        drawn = sorted(curves, key=lambda pair: _depth(pair[0]))
         for part, group in groupby(drawn, key=lambda pair: _paint(pair[0])):
             dashes = ' stroke-dasharray="3 3"' if part == "part-idle" else ""
             yield f'<g {paint(part)} fill="none" stroke-linecap="round" stroke-opacity="{self._opacity}"{dashes}>'
@@ -83,9 +129,9 @@ class Figure:
 
     @property
     def _opacity(self) -> float:
-        if self.scene.bundled:
+        if self._bundled:
             return 0.2
-        return next((share for most, share in ((60, 0.9), (CROWDED, 0.75)) if len(self.scene.links) <= most), 0.45)
+        return next((share for most, share in ((60, 0.9), (CROWDED, 0.75)) if len(self.links) <= most), 0.45)
 
     def _link(self, link: Link, path: str) -> str:
         note = link.name if link.weight is None else f"{link.name}  {link.weight:+.3g}"
@@ -96,35 +142,36 @@ class Figure:
         )
 
     def _stroke(self, link: Link) -> float:
-        scale = 1.0 if len(self.scene.links) <= CROWDED else 0.6
+        scale = 1.0 if len(self.links) <= CROWDED else 0.6
         if self.weighted:
             return scale * (0.5 + 4.5 * abs(link.weight or 0.0) / self._heaviest)
         if not link.effective:
             return 0.8 * scale
-        return scale * (0.7 * len(link.parts) if self.scene.bundled else 1.6)
+        return scale * (0.7 * len(link.parts) if self._bundled else 1.6)
 
     @cached_property
     def _heaviest(self) -> float:
-        return max((abs(link.weight or 0.0) for link in self.scene.links), default=0.0) or 1.0
+        return max((abs(link.weight or 0.0) for link in self.links), default=0.0) or 1.0
 
-    def _ties(self, layout: Layout) -> Iterator[str]:
-        for node in self.scene.nodes:
+    def _ties(self, panel: Panel) -> Iterator[str]:
+        for node in panel.scene.nodes:
             for head in node.serves:
-                low, high = layout.boxes[node.name], layout.boxes[head]
+                low, high = panel.layout.boxes[node.name], panel.layout.boxes[head]
                 x, y = high.x + high.width * 0.24, high.bottom
                 path = Curve([(low.x, low.top), (x, y)], 1 / 2).path()
-                yield f'<path {paint("tie")} data-tie="{node.name}" data-head="{head}" fill="none" d="{path}"/>'
+                yield f'{_tie(node.name, head)} d="{path}"/>'
 
-    def _nodes(self, layout: Layout) -> Iterator[str]:
-        keyvalue = {head: node.name for node in self.scene.nodes for head in node.serves}
-        for node in self.scene.nodes:
-            shared = f' data-keyvalue="{keyvalue[node.name]}"' if node.name in keyvalue else ""
+    def _nodes(self, panel: Panel) -> Iterator[str]:
+        keyvalue = {head: node.name for node in panel.scene.nodes for head in node.serves}
+        for node in panel.scene.nodes:
+            shared = f' data-keyvalue="{clean(keyvalue[node.name])}"' if node.name in keyvalue else ""
             yield f'<g class="node" data-node="{clean(node.name)}" tabindex="0"{shared}>'
-            yield from _node(node, layout.boxes[node.name])
+            yield from _node(node, panel.layout.boxes[node.name])
             yield "</g>"
 
-    def _notices(self, layout: Layout, height: float) -> Iterator[str]:
-        if not self.scene.links:
+    def _notices(self, height: float) -> Iterator[str]:
+        if not self.links:
+            layout = self.panels[0].layout
             first, last = layout.boxes[layout.rows[0][0]], layout.boxes["logits"]
             yield _text("soft", last.x, (first.y + last.y) / 2 + 4, "No edge is kept: this circuit is empty.", size=13)
         yield f'<text {paint("soft")} x="20" y="{height - 14:.0f}" font-size="12">{clean(self.caption)}</text>'
@@ -144,11 +191,16 @@ def _paint(link: Link) -> str:
     return f"part-{link.part}" if link.effective else "part-idle"
 
 
+def _tie(node: str, head: str) -> str:
+    """The beginning of a curve that is no edge, between two boxes."""
+    return f'<path {paint("tie")} data-tie="{clean(node)}" data-head="{clean(head)}" fill="none"'
+
+
 def _depth(link: Link) -> tuple[bool, int]:
     return link.effective, -PARTS.index(link.part)
 
 
-def _legend(parts: list[str], y: float) -> Iterator[str]:
+def _legend(parts: list[str], y: float, *, moves: bool) -> Iterator[str]:
     x = 20.0
     for part in parts:
         name = NAMES.get(part, part)
@@ -159,12 +211,20 @@ def _legend(parts: list[str], y: float) -> Iterator[str]:
             f"</text></g>"
         )
         x += 28 + 6.3 * len(name) + 20
+    if moves:
+        yield f'<path {paint("tie")} stroke-width="1.4" stroke-dasharray="2 3" d="M{x:.0f} {y - 4:.0f}h22"/>'
+        yield f'<text {paint("soft")} x="{x + 28:.0f}" y="{y:.0f}" font-size="12">attention to another span</text>'
 
 
-def _bands(layout: Layout) -> Iterator[str]:
-    for layer, top, bottom in layout.bands:
-        width, height = layout.width - 24, bottom - top
-        yield f'<rect {paint("band")} x="12" y="{top:.1f}" width="{width:.0f}" height="{height:.1f}" rx="8"/>'
+def _bands(layouts: list[Layout], width: float) -> Iterator[str]:
+    """A band behind each layer, as high as it is in any panel."""
+    ends: dict[int, list[tuple[float, float]]] = {}
+    for layer, top, bottom in (band for layout in layouts for band in layout.bands):
+        ends.setdefault(layer, []).append((top, bottom))
+    for layer, own in ends.items():
+        top, bottom = min(low for low, _ in own), max(high for _, high in own)
+        height = bottom - top
+        yield f'<rect {paint("band")} x="12" y="{top:.1f}" width="{width - 24:.0f}" height="{height:.1f}" rx="8"/>'
         yield f'<text {paint("soft")} x="24" y="{(top + bottom) / 2 + 4:.1f}" font-size="11">layer {layer}</text>'
 
 
@@ -179,7 +239,7 @@ def _node(node: Node, box: Box) -> Iterator[str]:
     )
     ink = ("inverse" if look == "end" else "ink") if node.effective else "soft"
     size, lift = (9.0, 1.5) if node.kind == "keyvalue" else (11.5, 0.5 if node.ports else 4.0)
-    yield _text(ink, box.x, box.y + lift - (2 if node.kind == "keyvalue" else 0), node.name, size=size)
+    yield _text(ink, box.x, box.y + lift - (2 if node.kind == "keyvalue" else 0), node.label, size=size)
     for part in node.ports:
         x, y = port(box, part, ports=node.ports)
         yield _text(f"mark-{part}" if node.effective else "soft", x, y - 3.0, part, size=8)

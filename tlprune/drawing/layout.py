@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from tlprune.drawing.ordering import Lane, Ordering, width_of
 from tlprune.drawing.scene import Node, Scene
@@ -11,6 +12,9 @@ from tlprune.drawing.scene import Node, Scene
 HEIGHTS = {"embedding": 28.0, "keyvalue": 26.0, "head": 34.0, "mlp": 24.0, "logits": 28.0}
 MARGIN_LEFT, MARGIN_RIGHT = 84.0, 40.0
 LEAST_WIDTH = 680.0
+
+Level = tuple[int, str]
+"""A row of boxes, by its layer and kind."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,26 @@ class Layout:
     lane: float
 
     @staticmethod
-    def of(scene: Scene, *, top: float = 0.0) -> Layout:
-        """Place a scene below ``top`` pixels of free space."""
+    def of(
+        scene: Scene, *, top: float = 0.0, levels: Mapping[Level, float] | None = None, least: float = LEAST_WIDTH
+    ) -> Layout:
+        """Place a scene below ``top`` pixels of free space, at least so wide.
+
+        Args:
+            scene: what to place.
+            top: free space above.
+            levels: the y of every row, by layer and kind, where it is decided elsewhere.
+            least: how wide it is at least.
+        """
         widths = _widths(scene)
         ordering = Ordering.of(scene, widths)
         columns = ordering.columns if scene.bundled else ordering.arrange()
         left = min(x - width_of(widths, item) / 2 for item, x in columns.items())
         right = max(x + width_of(widths, item) / 2 for item, x in columns.items())
-        width = max(LEAST_WIDTH, right - left + MARGIN_LEFT + MARGIN_RIGHT)
+        width = max(least, right - left + MARGIN_LEFT + MARGIN_RIGHT)
         middle = (MARGIN_LEFT + width - MARGIN_RIGHT) / 2 - (left + right) / 2
         heights, height = _heights(scene, top)
+        heights = heights if levels is None else [levels[level(row[0])] for row in scene.rows]
         boxes = {
             node.name: Box(columns[node.name] + middle, y, widths[node.name], HEIGHTS[node.kind])
             for row, y in zip(scene.rows, heights, strict=True)
@@ -83,13 +97,23 @@ class Layout:
         lanes = {item: x + middle for item, x in columns.items() if isinstance(item, tuple)}
         return Layout(boxes, lanes, rows, _bands(scene, boxes), width, height, ordering.lane)
 
+    def shifted(self, right: float) -> Layout:
+        """The same some pixels farther right."""
+        boxes = {name: replace(box, x=box.x + right) for name, box in self.boxes.items()}
+        return replace(self, boxes=boxes, lanes={lane: x + right for lane, x in self.lanes.items()})
+
+
+def level(node: Node) -> Level:
+    """In which row a node stands."""
+    return node.layer, node.kind
+
 
 def _widths(scene: Scene) -> dict[str, float]:
     ends: dict[str, int] = defaultdict(int)
     for link in scene.links:
         ends[link.writer] += 1
         ends[link.reader] += 1
-    longest = max(len(node.name) for node in scene.nodes if node.name not in ("embeddings", "pos_embed"))
+    longest = max((len(node.label) for node in scene.nodes if node.label not in ("embeddings", "pos_embed")), default=0)
     usual = 7.2 * longest + 14
     return {node.name: _width(node, usual, ends[node.name]) for node in scene.nodes}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.graph import LOGITS, Graph
+from tlprune.spans import Spanned
 
 BUNDLED = 2000
 """Circuits of more edges than this show one curve per pair of nodes."""
@@ -24,7 +25,7 @@ class Node:
     """A writer, a reader or both, as one box.
 
     Attributes:
-        name: ``"a5.h3"``, ``"a5.kv1"``, ``"m7"``, ``"input"``, ``"logits"``.
+        name: ``"a5.h3"``, ``"a5.kv1"``, ``"m7"``, ``"input"``, ``"logits"``; by span ``"a5.h3@s2"``.
         kind: decides its shape and its row.
         layer: block index; -1 for embeddings, ``n_layers`` for the logits.
         ports: the parts of a head that have a place of their own, of ``q``, ``k``, ``v``.
@@ -38,6 +39,11 @@ class Node:
     ports: tuple[str, ...] = ()
     serves: tuple[str, ...] = ()
     effective: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name without the span."""
+        return self.name.partition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Link:
     def name(self) -> str:
         """The edge's name; ``"a0.h1->a2.h0<q,v>"`` for a bundle."""
         suffix = "" if self.parts[0] in ("mlp", LOGITS) else f"<{','.join(self.parts)}>"
-        return f"{self.writer}->{self.reader}{suffix}"
+        reader, at, span = self.reader.partition("@")
+        return f"{self.writer.partition('@')[0]}->{reader}{suffix}{at}{span}"
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,26 @@ class Scene:
     def of(circuit: Circuit, weights: Float[Tensor, "edge"] | None = None) -> Scene:
         """The scene of a circuit; ``weights`` go to the links."""
         bundled = len(circuit) > BUNDLED
-        links = tuple(_links(circuit, weights, bundled))
+        links = tuple(_links(circuit.graph, circuit.kept, circuit.effective.kept, weights, bundled))
         rows = tuple(tuple(row) for row in _rows(circuit.graph, links) if row)
         return Scene(rows, links, bundled)
+
+    @staticmethod
+    def by_span(circuit: Circuit, weights: Float[Tensor, "site"] | None = None) -> dict[str, Scene]:
+        """A scene for each span with a kept edge, of the nodes that these join; names end in the span."""
+        edges, bundled = circuit.sites.edges, len(circuit) > BUNDLED
+        assert isinstance(edges, Spanned)
+        tables = (edges.table(circuit.kept), edges.table(circuit.effective.kept))
+        heavy = [None] * len(edges.all_spans) if weights is None else edges.table(weights)
+        scenes = {}
+        for span, kept, effective, own in zip(edges.all_spans, *tables, heavy, strict=True):
+            links = tuple(_links(circuit.graph, kept, effective, own, bundled))
+            used = {name for link in links for name in (link.writer, link.reader)}
+            rows = ([node for node in row if node.name in used] for row in _rows(circuit.graph, links))
+            placed = tuple(tuple(_at(node, span) for node in row) for row in rows if row)
+            own_links = (replace(x, writer=f"{x.writer}@{span}", reader=f"{x.reader}@{span}") for x in links)
+            scenes |= {span: Scene(placed, tuple(own_links), bundled)} if links else {}
+        return scenes
 
     @property
     def nodes(self) -> Iterator[Node]:
@@ -105,11 +129,14 @@ class Scene:
         return {node.name: number for number, row in enumerate(self.rows) for node in row}
 
 
-def _links(circuit: Circuit, weights: Tensor | None, bundled: bool) -> Iterator[Link]:
-    effective = circuit.graph.effective(circuit.kept)
+def _at(node: Node, span: str) -> Node:
+    return replace(node, name=f"{node.name}@{span}", serves=tuple(f"{head}@{span}" for head in node.serves))
+
+
+def _links(graph: Graph, kept: Tensor, effective: Tensor, weights: Tensor | None, bundled: bool) -> Iterator[Link]:
     groups: dict[tuple[str, ...], list[tuple[str, int]]] = {}
-    for index in circuit.kept.nonzero().flatten().tolist():
-        writer, _, reader = circuit.graph.name(index).partition("->")
+    for index in kept.nonzero().flatten().tolist():
+        writer, _, reader = graph.name(index).partition("->")
         node, part = node_and_part(reader)
         groups.setdefault((writer, node) if bundled else (writer, node, part), []).append((part, index))
     for (writer, node, *_), edges in groups.items():

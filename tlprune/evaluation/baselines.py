@@ -42,6 +42,7 @@ class Row:
         performance: figures per test example.
         faithfulness: ``(m(C) - m(empty)) / (m(full) - m(empty))`` of the mean logit difference ``m``; ``None`` where
             it is undefined: there are no foils, or full model and empty circuit do not differ.
+        distinct: of sites that differ by span, those kept at some span; else ``None``.
     """
 
     name: str
@@ -49,6 +50,13 @@ class Row:
     effective: int
     performance: Performance
     faithfulness: Interval | None
+    distinct: int | None = None
+
+    @staticmethod
+    def of(name: str, circuit: Circuit, performance: Performance, faithfulness: Interval | None) -> Row:
+        """The row of a circuit, with its counts."""
+        distinct = len(circuit.without_spans()) if circuit.sites.spans else None
+        return Row(name, len(circuit), circuit.n_effective, performance, faithfulness, distinct)
 
     def means(self) -> dict[str, float]:
         """Mean figures, faithfulness among them."""
@@ -64,7 +72,9 @@ class Row:
         """Counts, mean figures and intervals as plain data."""
         means = {"faithfulness": None} | {name: finite(value) for name, value in self.means().items()}
         bounds = {name: [finite(one.low), finite(one.high)] for name, one in self.intervals().items()}
-        return {"name": self.name, "kept": self.kept, "effective": self.effective, **means, "intervals": bounds}
+        counts = {"kept": self.kept, "effective": self.effective}
+        counts |= {} if self.distinct is None else {"distinct": self.distinct}
+        return {"name": self.name, **counts, **means, "intervals": bounds}
 
 
 @dataclass(frozen=True)
@@ -105,16 +115,21 @@ def rows_table(rows: tuple[Row, ...], *, bounded: tuple[str, ...]) -> list[str]:
     performance, known = rows[0].performance, rows[0].means()
     own = [(name, name, 3) for name in (*performance.extra, *performance.statistics)]
     columns = [column for column in (*COLUMNS, *own) if column[0] in known]
+    sizes_of = ["kept", "effective", *(["distinct"] if any(row.distinct is not None for row in rows) else [])]
     cells: list[list[str]] = []
     for row in rows:
-        means, sizes = row.means(), [f"{row.kept:,}", f"{row.effective:,}"]
+        means, sizes = row.means(), [_size(getattr(row, name)) for name in sizes_of]
         cells.append([row.name, *sizes, *(number(means[name], digits) for name, _, digits in columns)])
         if row.name in bounded:
             found = row.intervals()
             for label, end in (("  95% from", "low"), ("  95% to", "high")):
                 ends = (number(getattr(found[name], end), digits) for name, _, digits in columns)
-                cells.append([label, "", "", *ends])
-    return aligned(["", "kept", "effective", *(header for _, header, _ in columns)], cells)
+                cells.append([label, *("" for _ in sizes), *ends])
+    return aligned(["", *sizes_of, *(header for _, header, _ in columns)], cells)
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def evaluate(
@@ -154,7 +169,7 @@ def evaluate(
     performances = {name: bench.measure(subject) for name, subject in subjects.items()}
     full, empty = (performances[name] for name in ("full model", "empty"))
     rows = [
-        Row(name, len(subject), subject.n_effective, performances[name], faithfulness(performances[name], full, empty))
+        Row.of(name, subject, performances[name], faithfulness(performances[name], full, empty))
         for name, subject in subjects.items()
     ]
     return Evaluation(tuple(rows), str(circuit.sites), bench.ablation, circuit.provenance.get("ablation"))

@@ -88,4 +88,4 @@ def faithfulness_curve(
 
 def _row(circuit: Circuit, performance: Performance, full: Performance, empty: Performance) -> Row:
     share = faithfulness(performance, full, empty)
-    return Row(f"top {len(circuit):,}", len(circuit), circuit.n_effective, performance, share)
+    return Row.of(f"top {len(circuit):,}", circuit, performance, share)

@@ -170,7 +170,7 @@ def equal_sizes(
     kept = torch.cat([ends, torch.stack([circuit.kept for _, _, circuit in chosen])])
     full, empty, *found = bench.measure_each(kept, batch_size=batch_size)
     rows = [
-        (size, Row(name, len(circuit), circuit.n_effective, own, faithfulness(own, full, empty)))
+        (size, Row.of(name, circuit, own, faithfulness(own, full, empty)))
         for (size, name, circuit), own in zip(chosen, found, strict=True)
     ]
     placed = [Placed(size, row, _behind(size, row, rows, against, full, empty)) for size, row in rows]

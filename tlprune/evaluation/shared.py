@@ -108,6 +108,6 @@ def shared_parts(
         bench = Bench.of_all(model, [first, second], examples, ablation=ablation)
         *measured, full, empty = bench.measure_each(kept, batch_size=batch_size)
         for (name, part), own in zip(parts.items(), measured, strict=True):
-            rows[name, task] = Row(name, len(part), part.n_effective, own, faithfulness(own, full, empty))
+            rows[name, task] = Row.of(name, part, own, faithfulness(own, full, empty))
         used = bench.ablation
     return SharedParts(alike, parts, rows, used)

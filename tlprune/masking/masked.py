@@ -28,6 +28,7 @@ from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
 from tlprune.masking.sites import edges
 from tlprune.masking.workspace import Pool
+from tlprune.placing import spans_of
 from tlprune.sites import Neurons, Sites, Weights
 from tlprune.spans import Group, Spanned, check_covered
 from tlprune.task import Batch, Tokens
@@ -300,20 +301,6 @@ class Masked:
         ones = torch.ones(len(self.sites), dtype=self._mask_dtype, device=self.backend.device)
         check_same(self.backend, self._run(tokens, ones, replaced, last, spans), self.backend.logits(tokens, last))
         checked.add(self.sites)
-
-
-def spans_of(batch: Batch, names: tuple[str, ...]) -> Tensor | None:
-    """Numbers of the spans of each position in the order of ``names``; positions in no named span have -1."""
-    if batch.spans is None or not names:
-        return None
-    missing = [name for name in names if name not in batch.span_names]
-    if missing:
-        raise ValueError(
-            f"The masks differ by the spans {', '.join(names)} but these prompts have {', '.join(batch.span_names)}. "
-            "Name spans of the task: tp.edges(model, spans=task.span_names)."
-        )
-    table = torch.tensor([names.index(name) if name in names else -1 for name in batch.span_names] + [-1])
-    return table[batch.spans.cpu()]
 
 
 def _without_padding(tokens: Tokens, spans: Tensor | None) -> tuple[Tokens, Tensor | None]:

@@ -152,10 +152,9 @@ class Masks(nn.Module):
         found = connected(self.sites, kept, self.scores().values, able=able, fixed=fixed)
         if torch.equal(found, kept):
             return Circuit(self.sites, kept, provenance)
-        values = self.scores().of("edges").values.view(-1, len(self.graph)).amax(0)
-        return Circuit(
-            self.sites, found, {**provenance, "connected": {"smallest_top": connecting_size(self.graph, values)}}
-        )
+        scores = self.scores().of("edges")
+        smallest = connecting_size(scores.sites.edges, scores.values)
+        return Circuit(self.sites, found, {**provenance, "connected": {"smallest_top": smallest}})
 
     def _top(self, kind: str, sparsity: float | None, count: int | None) -> Circuit:
         if sparsity is not None:

@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 from tlprune.backends import backend_of
 from tlprune.graph import Convention, Graph
+from tlprune.placing import flow_of
 from tlprune.sites import Neurons, Nodes, Sites, Weights
 from tlprune.spans import Group, Spanned
+from tlprune.task import Discovery, Task
+
+Spans = Iterable[str] | Task | Discovery
 
 
 def edges(
@@ -19,7 +23,7 @@ def edges(
     kv: Literal["shared", "per_query_head"] = "shared",
     qkv: Literal["split", "joined"] = "split",
     heads: Literal["split", "joined"] = "split",
-    spans: Iterable[str] = (),
+    spans: Spans = (),
 ) -> Sites:
     """The edges between writers and readers of the residual stream.
 
@@ -30,8 +34,13 @@ def edges(
         qkv: whether a head has three readers, or one whose edges carry q, k and v together.
         heads: whether each head is a node, or all heads of a layer are one.
         spans: names of a task's spans; every edge then has a mask for each span, and one for the rest of the prompt.
+            A task stands for all that it names, and its prompts then tell which span comes before which, so that
+            ``effective`` counts no path that they cannot have (:func:`follow`).
+
+    Raises:
+        ValueError: the task names no spans.
     """
-    return _sites(_graph(model, Convention(embeddings, kv, qkv, heads)), spans)
+    return _sites(model, _graph(model, Convention(embeddings, kv, qkv, heads)), spans)
 
 
 def nodes(
@@ -39,7 +48,7 @@ def nodes(
     pattern: str = "*",
     *,
     embeddings: Literal["merged", "separate"] = "merged",
-    spans: Iterable[str] = (),
+    spans: Spans = (),
 ) -> Sites:
     """Every writer of the residual stream: embeddings, heads and MLPs. Beside edges, both must be kept.
 
@@ -50,30 +59,30 @@ def nodes(
         spans: names of a task's spans that have masks of their own.
     """
     writers = _graph(model, Convention(embeddings)).writers
-    return _sites(Nodes("nodes", _matching(writers, pattern, "nodes")), spans)
+    return _sites(model, Nodes("nodes", _matching(writers, pattern, "nodes")), spans)
 
 
-def heads(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+def heads(model: Any, pattern: str = "*", *, spans: Spans = ()) -> Sites:
     """Attention heads, ``a0.h3``: what a head writes. Output biases of attention belong to no head."""
     names = (name for name in _graph(model).writers if ".h" in name)
-    return _sites(Nodes("heads", _matching(names, pattern, "heads")), spans)
+    return _sites(model, Nodes("heads", _matching(names, pattern, "heads")), spans)
 
 
-def mlps(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+def mlps(model: Any, pattern: str = "*", *, spans: Spans = ()) -> Sites:
     """MLPs, ``m0``: what a whole MLP writes, its output bias included."""
     names = (name for name in _graph(model).writers if name.startswith("m"))
-    return _sites(Nodes("mlps", _matching(names, pattern, "mlps")), spans)
+    return _sites(model, Nodes("mlps", _matching(names, pattern, "mlps")), spans)
 
 
-def layers(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+def layers(model: Any, pattern: str = "*", *, spans: Spans = ()) -> Sites:
     """Whole attention layers, ``a0``, and MLP layers, ``m0``; a head counts if both it and its layer are kept."""
     shape = _graph(model).architecture
     kinds = "am" if shape.has_mlp else "a"
     names = (f"{kind}{layer}" for layer in range(shape.n_layers) for kind in kinds)
-    return _sites(Nodes("layers", _matching(names, pattern, "layers")), spans)
+    return _sites(model, Nodes("layers", _matching(names, pattern, "layers")), spans)
 
 
-def neurons(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sites:
+def neurons(model: Any, pattern: str = "*", *, spans: Spans = ()) -> Sites:
     """MLP neurons behind the activation function, and behind the gate where there is one: ``m3.n120``.
 
     Args:
@@ -82,7 +91,7 @@ def neurons(model: Any, pattern: str = "*", *, spans: Iterable[str] = ()) -> Sit
         spans: names of a task's spans that have masks of their own.
     """
     names = _matching((name for name in _graph(model).writers if name.startswith("m")), pattern, "MLPs")
-    return _sites(Neurons(tuple(int(name[1:]) for name in names), backend_of(model).d_mlp), spans)
+    return _sites(model, Neurons(tuple(int(name[1:]) for name in names), backend_of(model).d_mlp), spans)
 
 
 def weights(model: Any, pattern: str = "blocks.*.W_*", *, unit: Literal["weight", "row", "column"] = "weight") -> Sites:
@@ -150,9 +159,49 @@ def _graph(model: Any, convention: Convention | None = None) -> Graph:
     return Graph(backend_of(model).architecture, convention)
 
 
-def _sites(group: Group, spans: Iterable[str]) -> Sites:
-    named = tuple(spans)
-    return Sites((Spanned(group, named) if named else group,))
+def follow(sites: Sites, model: Any, task: Task | Discovery) -> Sites:
+    """The same sites with the order of their spans in a task's prompts: what can be on a path by span.
+
+    Training and validation prompts are looked at. What one of their positions attends to (all before it, or all under
+    bidirectional attention) it may hear of, and paths end in the spans of the answer positions; all other paths no
+    longer make a site effective. Sites that do not differ by span stay as they are.
+
+    Args:
+        sites: edges and others, by span.
+        model: the model that they are of.
+        task: whose prompts they are for.
+
+    Raises:
+        ValueError: the prompts have other spans.
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("and")
+        >>> sites = tp.edges(planted.model, spans=planted.task.span_names)
+        >>> later = tp.Circuit.from_names(sites, ["input->a0.h1<v>@end", "a0.h1->m0@x", "m0->logits@x"])
+        >>> known = follow(sites, planted.model, planted.task)
+        >>> known == sites, later.n_effective, tp.Circuit(known, later.kept).n_effective
+        (True, 3, 0)
+    """
+    discovery = task.discovery if isinstance(task, Task) else task
+    return sites.flowing(flow_of(discovery, sites.spans, causal=_causal(model))) if sites.spans else sites
+
+
+def _causal(model: Any) -> bool:
+    encoder = backend_of(model).architecture.post_norm
+    return not encoder and getattr(model.cfg, "attention_dir", "causal") == "causal"
+
+
+def _sites(model: Any, group: Group, spans: Spans) -> Sites:
+    if not isinstance(spans, (Task, Discovery)):
+        named = tuple(spans)
+        return Sites((Spanned(group, named) if named else group,))
+    if not spans.span_names:
+        raise ValueError(
+            f"Sites by span need a task that names spans of its prompts but {spans.name!r} names none. Name them with "
+            "tp.tasks.with_spans(task, names, places)."
+        )
+    return follow(Sites((Spanned(group, spans.span_names),)), model, spans)
 
 
 def _matching(names: Iterable[str], pattern: str, what: str) -> tuple[str, ...]:

@@ -40,10 +40,11 @@ def alive(found: Circuit, scores: Scores, *, count: int | None, selection: Any =
     """
     if found.sites.kinds != ("edges",) or count == 0 or found.n_effective:
         return found
-    values = ranking(scores.of("edges"), getattr(selection, "by", "signed")).view(-1, len(scores.graph)).amax(0)
+    values = ranking(scores.of("edges"), getattr(selection, "by", "signed"))
+    fewest = connecting_size(scores.sites.edges, values)
     raise DeadCircuitError(
         f"A circuit needs a path from the embeddings to the logits but none of its {len(found):,} edges lies on one. "
-        f"The {connecting_size(scores.graph, values):,} edges of the highest score are the fewest that have one: ask "
+        f"The {fewest:,} edges of the highest score are the fewest that have one: ask "
         "for as many, or take any number of score(...) by tp.TopConnected(), which keeps the best path.",
         found,
         scores,

@@ -20,9 +20,9 @@ from tlprune.grouping import of_heads, summed
 from tlprune.learning.objectives import KL, LogitDifference, Objective, SquaredError, Sum, weighted
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.installing import refuse_installed
-from tlprune.masking.masked import spans_of
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.scoring import EdgeScoring
+from tlprune.placing import spans_of
 from tlprune.sites import Sites
 from tlprune.spans import check_covered, every_span, places
 from tlprune.task import Batch, Discovery

@@ -13,6 +13,7 @@ from tlprune.learning.fit import fit
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.masking.sites import follow
 from tlprune.methods.ablations import ablation_for
 from tlprune.methods.alive import alive
 from tlprune.methods.provenance import provenance_of
@@ -116,7 +117,7 @@ class MaskTraining(ABC):
         self, model: Any, task: Task | Discovery, ablation: Ablation | None, *, progress: bool, **files: Any
     ) -> tuple[Masks, dict[str, Any]]:
         discovery = task.discovery if isinstance(task, Task) else task
-        sites, ablation = self.sites(model), self.ablation(discovery, ablation)
+        sites, ablation = follow(self.sites(model), model, discovery), self.ablation(discovery, ablation)
         keep, examples = self.keep(sites), self.examples(discovery)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         masks = self.masks(model, discovery, sites, ablation, progress=progress).to(backend_of(model).device)

@@ -13,6 +13,7 @@ from tlprune.circuit import Circuit
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import kept_at
 from tlprune.masking.sites import edges as edge_sites
+from tlprune.masking.sites import follow
 from tlprune.masking.sites import nodes as node_sites
 from tlprune.methods.ablations import ablation_for
 from tlprune.methods.alive import alive
@@ -58,7 +59,7 @@ class Scoring(ABC):
             progress: whether to show a progress bar.
         """
         discovery = task.discovery if isinstance(task, Task) else task
-        sites, ablation = self.sites(model), ablation_for(discovery, ablation)
+        sites, ablation = follow(self.sites(model), model, discovery), ablation_for(discovery, ablation)
         self.count(sites)
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         values, samples = self.sampled(model, discovery, sites, ablation, progress=progress)

@@ -134,18 +134,24 @@ def ranking(scores: Scores, by: By) -> Float[Tensor, "site"]:
     return values.abs() if by == "absolute" else values
 
 
-def graph_of(scores: Scores, user: str) -> Graph:
-    """The graph of scores that are of edges alone, without spans.
+def graph_of(scores: Scores, user: str, *, by_span: bool = False) -> Graph:
+    """The graph of scores that are of edges alone.
+
+    Args:
+        scores: of edges.
+        user: who needs them.
+        by_span: whether it follows paths from span to span too.
 
     Raises:
         ValueError: there are other sites, or spans.
     """
-    if scores.sites.kinds != ("edges",) or scores.sites.spans:
+    if scores.sites.kinds != ("edges",) or (scores.sites.spans and not by_span):
         spans = f" that differ by the spans {', '.join(scores.sites.spans)}" if scores.sites.spans else ""
         kinds = " + ".join(scores.sites.kinds)
         raise ValueError(
             f"{user} follows paths, so it needs scores of edges alone, one for each, but these are "
-            f"of {kinds}{spans}. Take the edges, scores.of('edges'), or use tp.Top()."
+            f"of {kinds}{spans}. Take the edges, scores.of('edges'), and the sums of their spans, "
+            "scores.without_spans(), or use tp.Top()."
         )
     return scores.graph
 

@@ -17,7 +17,8 @@ class TopConnected:
     Where the ``count`` best have a path it is they: the same as :class:`~tlprune.Top`. Else the path of at most
     ``count`` edges whose worst edge is best comes first, and the others follow by score. So the circuit always has
     ``count`` edges, some on a path; :class:`~tlprune.Connected` has all of its edges on paths, and
-    ``Pruned(size="effective")`` just ``count`` of them.
+    ``Pruned(size="effective")`` just ``count`` of them. By span a path is one in the sense of
+    :meth:`~tlprune.Graph.effective`: it moves between spans in attention alone, and ends where the logits are read.
 
     Attributes:
         by: as of :class:`~tlprune.Top`: the score, or its size.
@@ -42,7 +43,7 @@ class TopConnected:
         Raises:
             ValueError: ``count`` is 0, for a path has at least one edge.
         """
-        graph_of(scores, type(self).__name__)
+        graph_of(scores, type(self).__name__, by_span=True)
         check_count(count, scores.sites)
         if count < 1:
             raise ValueError(
