@@ -96,7 +96,8 @@ def one(graph: Graph, edge: Tensor) -> Tensor:
 
 @each_tiny
 @pytest.mark.parametrize("by", ["signed", "absolute"])
-def test_the_best_edges_stay_where_they_have_a_path_and_else_make_room_for_one(name: str, by: Any) -> None:
+def test_edges_on_no_path_make_room_for_the_best_that_lie_on_one(name: str, by: Any) -> None:
+    """Against a loop over all larger sizes; where no size within the number has a path, the best path comes first."""
     graph = TINY[name]
     for seed in range(3):
         scores = draw(graph, seed, ties=seed > 1)
@@ -104,14 +105,17 @@ def test_the_best_edges_stay_where_they_have_a_path_and_else_make_room_for_one(n
         for count in range(1, len(graph) + 1):
             found, top = (kind(by).select(scores, count) for kind in (tp.TopConnected, tp.Top))
             assert len(found) == count
-            if top.n_effective:
+            assert found.n_effective >= max(1, top.n_effective)
+            assert not bool((top.effective.kept & ~found.kept).any())
+            if top.n_effective == count:
                 assert found == top
-                continue
-            path = torch.zeros(len(graph), dtype=torch.bool)
-            path[best_path(graph, values, most=count)] = True
-            assert found.n_effective
-            assert bool((path & ~found.kept).sum() == 0)
-            assert torch.equal(found.kept, path | first(values.masked_fill(path, -torch.inf), count - int(path.sum())))
+            live = [graph.effective(first(values, size)) for size in range(count, len(graph) + 1)]
+            taken = [own for own in live if int(own.sum()) <= count][-1]
+            if not taken.any():
+                taken = torch.zeros(len(graph), dtype=torch.bool)
+                taken[best_path(graph, values, most=count)] = True
+            rest = first(values.masked_fill(taken, -torch.inf), count - int(taken.sum()))
+            assert torch.equal(found.kept, taken | rest)
 
 
 def test_a_budget_of_nothing_is_refused_with_the_smallest_that_can() -> None:
@@ -200,10 +204,14 @@ def test_masks_spend_no_number_of_edges_on_a_dead_graph() -> None:
     for count in (1, 5, 20):
         found = masks.circuit(edges=count, provenance={"seed": 3})
         assert found == tp.TopConnected().select(scores, count)
-        assert found.provenance == {"seed": 3, "connected": {"smallest_top": needed}}
+        changed = int((scores.top(count).kept & ~found.kept).sum())
+        assert found.provenance == {"seed": 3, "on_no_path": changed, "connected": {"smallest_top": needed}}
         assert not scores.top(count).n_effective
-    assert masks.circuit(edges=needed) == scores.top(needed)
-    assert masks.circuit(edges=needed).provenance == {}
+    wider = masks.circuit(edges=needed)
+    assert wider.n_effective > scores.top(needed).n_effective > 0
+    assert wider.provenance == {"on_no_path": int((scores.top(needed).kept & ~wider.kept).sum())}
+    whole = masks.circuit(edges=len(scores.sites))
+    assert (len(whole), whole.provenance) == (len(scores.sites), {})
     assert len(masks.circuit(edges=0)) == 0
     assert masks.circuit(threshold=1.0).n_effective == 0  # what is asked for by a threshold stays
 

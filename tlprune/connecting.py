@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -141,6 +143,47 @@ def connected(
     chosen[path] = True
     others = first(own.masked_fill(chosen, -torch.inf), count - int(chosen.sum()))
     return kept.slice_scatter(chosen | others, 0, part.start, part.stop)
+
+
+def filled(
+    sites: Sites,
+    kept: Bool[Tensor, "site"],
+    values: Float[Tensor, "site"],
+    *,
+    able: Bool[Tensor, "site"] | None = None,
+    fixed: int = 0,
+) -> Bool[Tensor, "site"]:
+    """What is kept, with edges on no path given up for the best ones that lie on one.
+
+    Let ``E_n`` be those of the ``n`` edges of the highest value that lie on a path. They grow with ``n``: the largest
+    ``E_n`` of no more edges than are kept is taken, and what room is left goes to the best of the others. An edge on no
+    path carries nothing, so nothing is lost. Where even that has no path, :func:`connected` makes one.
+
+    The arguments are those of :func:`connected`.
+
+    Example:
+        >>> from tlprune.graph import Architecture
+        >>> sites, values = Sites((Graph(Architecture(1, 1, 1)),)), torch.tensor([1, 0.9, 0.8, 9, 0.1, 8, 0.2, 0])
+        >>> sites.graph.edges(first(values, 5))[3:]  # m0 is read by none of them, nor is a0.h0
+        ['input->m0', 'input->logits']
+        >>> sites.graph.edges(filled(sites, first(values, 5), values))[3:]
+        ['input->logits', 'a0.h0->logits']
+    """
+    part = sites.part("edges")
+    count, own = int(kept[part].sum()), values[part]
+    if able is not None:
+        own = own.masked_fill(~able[part], -torch.inf)
+    always = first(own, fixed)
+
+    def live(size: int) -> Bool[Tensor, "edge"]:
+        wider = kept.slice_scatter(first(own, size), 0, part.start, part.stop)
+        return effective_sites(sites, wider)[part] | always
+
+    sizes = range(count, int(own.isfinite().sum()) + 1)
+    within = bisect_right(sizes, count, key=lambda size: int(live(size).sum()))
+    best = live(sizes[within - 1])
+    rest = first(own.masked_fill(best, -torch.inf), count - int(best.sum()))
+    return connected(sites, kept.slice_scatter(best | rest, 0, part.start, part.stop), values, able=able, fixed=fixed)
 
 
 def _path(sites: Sites, kept: Bool[Tensor, "site"], values: Float[Tensor, "edge"], most: int) -> list[int] | None:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tlprune.circuit import Circuit
-from tlprune.connecting import connected, connecting_size
+from tlprune.connecting import connecting_size, filled
+from tlprune.effective import effective_sites
 from tlprune.gates import Gate, HardConcrete
 from tlprune.graph import Graph
 from tlprune.pieces import expected_count
@@ -119,10 +120,11 @@ class Masks(nn.Module):
     ) -> Circuit:
         """The hard circuit: exact counts, the part ``1 - sparsity`` of each kind, or all soft values above a number.
 
-        Without any of these, as many of each kind as its gates expect to keep. A number of edges is never spent on a
-        dead graph: where those most likely kept lie on no path from an embedding to the logits, they make room for the
-        best path that has no more edges (:class:`~tlprune.TopConnected`), and the provenance says so: ``"connected"``
-        has the number of edges that would have done without.
+        Without any of these, as many of each kind as its gates expect to keep. A number of edges is not spent on what
+        carries nothing: of those most likely kept, the ones on no path from an embedding to the logits make room for
+        the next that lie on one, and the provenance says how many did (``"on_no_path"``). Where a whole path is
+        missing, the best one that has no more edges is kept (:class:`~tlprune.TopConnected`): ``"connected"`` has the
+        number of edges that would have done without.
 
         Args:
             sparsity: fraction of each kind to remove, in (0, 1).
@@ -144,17 +146,19 @@ class Masks(nn.Module):
         kept = torch.cat([self._top(kind, sparsity, counts.get(kind)).kept for kind in self.sites.kinds])
         if "edges" not in self.sites.kinds:
             return Circuit(self.sites, kept, provenance or {})
-        return self._connected(kept, provenance or {})
+        return self._filled(kept, provenance or {})
 
-    def _connected(self, kept: Bool[Tensor, "site"], provenance: Mapping[str, Any]) -> Circuit:
+    def _filled(self, kept: Bool[Tensor, "site"], provenance: Mapping[str, Any]) -> Circuit:
         fixed = 0 if self.always is None else self.always.count("edges")
         able = None if self.among is None else self.among.kept
-        found = connected(self.sites, kept, self.scores().values, able=able, fixed=fixed)
+        found = filled(self.sites, kept, self.scores().values, able=able, fixed=fixed)
         if torch.equal(found, kept):
             return Circuit(self.sites, kept, provenance)
-        scores = self.scores().of("edges")
-        smallest = connecting_size(scores.sites.edges, scores.values)
-        return Circuit(self.sites, found, {**provenance, "connected": {"smallest_top": smallest}})
+        note: dict[str, Any] = {"on_no_path": int((kept & ~found).sum())}
+        if not bool(effective_sites(self.sites, kept)[self.sites.part("edges")].any()):
+            scores = self.scores().of("edges")
+            note["connected"] = {"smallest_top": connecting_size(scores.sites.edges, scores.values)}
+        return Circuit(self.sites, found, {**provenance, **note})
 
     def _top(self, kind: str, sparsity: float | None, count: int | None) -> Circuit:
         if sparsity is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.connecting import connected
+from tlprune.connecting import filled
 from tlprune.graph import Graph
 from tlprune.masking.masks import Masks
 from tlprune.scores import Scores, first
@@ -51,11 +51,11 @@ def joint_scores(masks: Masks, provenance: Mapping[str, Any]) -> Scores:
 
 
 def joint_circuit(masks: Masks, count: int, provenance: Mapping[str, Any]) -> Circuit:
-    """The edges of the highest joint score, with a path in any case; see :meth:`~tlprune.Masks.circuit`."""
+    """The edges of the highest joint score, less those on no path; see :meth:`~tlprune.Masks.circuit`."""
     if "nodes" not in masks.sites.kinds:
         return masks.circuit(edges=count, provenance=provenance)
     scores = joint_scores(masks, provenance)
-    kept = connected(scores.sites, first(scores.values, count), scores.values)
+    kept = filled(scores.sites, first(scores.values, count), scores.values)
     return Circuit(scores.sites, kept, provenance)
 
 

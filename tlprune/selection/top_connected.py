@@ -1,24 +1,26 @@
-"""The selection of the best sites that are sure to have a path."""
+"""The selection of the best edges that spends none on what lies on no path, where another one could."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tlprune.circuit import Circuit
-from tlprune.connecting import connected
+from tlprune.connecting import filled
 from tlprune.scores import Scores, check_count, first
 from tlprune.selection.ranked import By, check_by, graph_of, ranking, taken
 
 
 @dataclass(frozen=True)
 class TopConnected:
-    """The edges of the highest score, with a path from an embedding to the logits in any case.
+    """The edges of the highest score, less those on no path, whose place the next best take that lie on one.
 
-    Where the ``count`` best have a path it is they: the same as :class:`~tlprune.Top`. Else the path of at most
-    ``count`` edges whose worst edge is best comes first, and the others follow by score. So the circuit always has
-    ``count`` edges, some on a path; :class:`~tlprune.Connected` has all of its edges on paths, and
-    ``Pruned(size="effective")`` just ``count`` of them. By span a path is one in the sense of
-    :meth:`~tlprune.Graph.effective`: it moves between spans in attention alone, and ends where the logits are read.
+    Where all of the ``count`` best lie on paths it is they: the same as :class:`~tlprune.Top`. An edge on no path
+    carries nothing, so else just ``count`` edges are taken of more, as many of them effective as fit
+    (:func:`~tlprune.connecting.filled`); where not even that has a path from an embedding to the logits, the path of at
+    most ``count`` edges whose worst edge is best comes first, and the others follow by score. The circuit always has
+    ``count`` edges; ``Pruned(size="effective")`` takes the trouble to make all of them effective. By span a path is one
+    in the sense of :meth:`~tlprune.Graph.effective`: it moves between spans in attention alone, and ends where the
+    logits are read.
 
     Attributes:
         by: as of :class:`~tlprune.Top`: the score, or its size.
@@ -50,4 +52,4 @@ class TopConnected:
                 "A path from the embeddings to the logits has at least 1 edge but 0 were asked for. Ask for more."
             )
         values = ranking(scores, self.by)
-        return taken(self, scores, connected(scores.sites, first(values, count), values), count=count)
+        return taken(self, scores, filled(scores.sites, first(values, count), values), count=count)
