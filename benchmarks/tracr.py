@@ -78,14 +78,12 @@ def short(one: Tracr, seed: int) -> Found:
 
 
 def warm(one: Tracr, seed: int) -> Found:
-    """Gates that start by EAP-IG, and a loss that weighs more: logits of compiled models are 0 and 1, so KL is small."""
-    loss = tp.SquaredError() if one.program.outputs is None else tp.KL()
-    method = tp.EdgePruning(
-        edges=len(one.behavioural),
-        seed=seed,
-        objective=Sum(((30.0, loss),)),
-        warm_start=tp.EAPIG(objective=tp.SquaredError() if one.program.outputs is None else None),
-    )
+    """Gates that start by EAP-IG under a loss that weighs more: of logits that are 0 and 1 KL is small."""
+    loss, start = tp.KL(), tp.EAPIG()
+    if one.program.outputs is None:
+        loss, start = tp.SquaredError(), tp.EAPIG(objective=tp.SquaredError())
+    objective = Sum(((30.0, loss),))
+    method = tp.EdgePruning(edges=len(one.behavioural), seed=seed, objective=objective, warm_start=start)
     return method.find(one.model, one.task, ablation=tp.Zero()), "merged"
 
 
