@@ -7,6 +7,7 @@ import pytest
 
 import tlprune as tp
 from tlprune.cli import FILES, main
+from tlprune.tasks.usual import by_span
 
 PLANTED = ["discover", "--model", "planted-and", "--task", "planted", "--edges", "5", "--steps", "120"]
 
@@ -51,6 +52,46 @@ def test_evaluate_prints_the_figures_of_the_run_as_json(
     assert printed["rows"][1]["name"] == "circuit"
     low, high = printed["rows"][1]["intervals"]["agreement"]
     assert low <= printed["rows"][1]["agreement"] <= high
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("eap", []), ("eap", ["x", "end"]), ("random", []), ("edge-pruning", [])],
+    ids=["eap", "eap of two", "random", "edge-pruning"],
+)
+def test_circuits_by_span_are_found_measured_and_drawn(
+    method: str, names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "planted-and", "--task", "planted", "--method", method, "--edges", "12", "--spans", *names]
+    words += ["--steps", "20"] if method == "edge-pruning" else []
+    assert main(["discover", *words, "--out", str(tmp_path / "run")]) == 0
+    found = capsys.readouterr().out
+    circuit = tp.Circuit.load(tmp_path / "run" / "circuit.json")
+    planted = tp.planted("and")
+    assert circuit.sites.spans == tuple(names or planted.task.span_names)
+    assert len(circuit) == 12
+    assert "@end" in (tmp_path / "run" / "circuit.html").read_text()
+    assert main(["evaluate", str(tmp_path / "run" / "circuit.json")]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2].strip()
+    assert table in found
+    assert "distinct" in table
+
+
+def test_methods_inside_get_the_same_spans() -> None:
+    task, inner = tp.planted("and").task, tp.EAP(edges=30)
+    found = by_span(tp.HAP(edges=5, attribution=inner, spans=("task",)), task)
+    assert found.spans == found.attribution.spans == task.span_names
+    warm = by_span(tp.EdgePruning(edges=5, warm_start=inner, spans=("x",)), task)
+    assert warm.warm_start.spans == ("x",)
+    assert by_span(inner, task) is inner
+
+
+def test_spans_need_a_task_that_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["discover", "--method", "eap", "--edges", "12", "--out", str(tmp_path / "run"), "--spans"]
+    assert main([*words, "--model", "tracr-reverse", "--task", "reverse"]) == 2
+    assert "but 'reverse' names none. Leave --spans out" in capsys.readouterr().err
+    assert main([*words, "z", "x", "--model", "planted-and", "--task", "planted"]) == 2
+    assert "'planted-and' names x, y, end, not z, x. Leave" in capsys.readouterr().err
 
 
 def test_methods_of_nodes_are_measured_and_not_drawn(tmp_path: Path) -> None:

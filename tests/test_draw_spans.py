@@ -71,7 +71,7 @@ def test_every_edge_is_drawn_once_at_its_span(name: str, count: int) -> None:
 def test_curves_go_from_what_is_read_to_what_is_written(graph: Graph) -> None:
     circuit = sample(graph, len(graph))
     assert moves(tp.draw(circuit)) == expected_moves(circuit)
-    assert len(expected_moves(circuit)) > 3
+    assert len(expected_moves(circuit)) > 1
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -8,8 +8,13 @@ import pytest
 import torch
 from test_graph import GRAPHS, STORIES
 
+import tlprune as tp
+from tlprune.evaluation.overlap import overlap
+from tlprune.flow import Flow
 from tlprune.graph import Architecture, Convention, Graph
-from tlprune.random_circuits import connected_order, connected_random
+from tlprune.random_circuits import connected_order, connected_random, random_like
+from tlprune.sites import Sites
+from tlprune.spans import Spanned
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.7, 1.0])
@@ -71,3 +76,68 @@ def test_an_order_has_every_edge_once_and_grows_a_connected_circuit(seed: int) -
         kept[edge] = True
         assert int(graph.effective(kept).sum()) >= size - 1
     assert order.tolist() == connected_order(graph, seed=seed).tolist() != connected_order(graph, seed=9).tolist()
+
+
+FLOW = Flow(("s", "t", "rest"), (("rest", "s"), ("rest", "t"), ("s", "t")), ("t",))
+BY_SPAN = {
+    "plain": Graph(Architecture(3, 2, 2)),
+    "shared": Graph(Architecture(2, 4, 2)),
+    "joined": Graph(Architecture(2, 2, 2), Convention(qkv="joined")),
+    "kept": Graph(Architecture(2, 2, 2), Convention("kept")),
+}
+
+
+@pytest.mark.parametrize("flow", [FLOW, None], ids=["known", "unknown"])
+@pytest.mark.parametrize("name", BY_SPAN)
+def test_by_span_each_edge_is_on_a_path_that_prompts_can_have(name: str, flow: Flow | None) -> None:
+    edges = Spanned(BY_SPAN[name], ("s", "t"), flow)
+    able = tp.Circuit(Sites((edges,)), torch.ones(len(edges), dtype=torch.bool)).n_effective
+    met = torch.zeros(len(edges), dtype=torch.bool)
+    for seed in range(30):
+        for count in (1, 2, 7, 40):
+            found = connected_random(edges, count, seed=seed)
+            assert len(found) == found.n_effective == count
+            met |= found.kept
+    assert all(bool(own.any()) for own in edges.table(met))
+    assert connected_random(edges, able).n_effective == able
+    if flow is not None:
+        assert able < len(edges)
+        more = connected_random(edges, able + 3)
+        assert (len(more), more.n_effective) == (able + 3, able)
+    order = connected_order(edges, seed=3)
+    assert sorted(order.tolist()) == list(range(len(edges)))
+    for size in range(1, able + 1, 5):
+        kept = torch.zeros(len(edges), dtype=torch.bool)
+        kept[order[:size]] = True
+        assert tp.Circuit(Sites((edges,)), kept).n_effective >= size - 1
+
+
+def test_by_span_a_random_circuit_is_a_baseline_and_a_method() -> None:
+    planted = tp.planted("and")
+    method = tp.Random(edges=20, spans=planted.task.span_names)
+    found = method.find(planted.model, planted.task)
+    assert found.n_effective >= 19
+    assert found.sites.flow == tp.edges(planted.model, spans=planted.task).flow
+    assert tp.method_from(found.provenance) == method
+    like = random_like(found, seed=4)
+    assert (len(like), like.n_effective) == (20, 20)
+    table = tp.evaluate(planted.model, found, planted.task)
+    assert (table["random"].kept, table["random"].effective) == (20, 20)
+    assert table["random"].distinct == len(random_like(found).without_spans())
+    own, other = (tp.Random(edges=20, shape="free", spans=("x",), seed=seed) for seed in (0, 1))
+    scores = own.score(planted.model, planted.task)
+    assert len(scores.values) == 220
+    assert not torch.equal(scores.values, other.score(planted.model, planted.task).values)
+
+
+def test_chance_of_overlap_by_span_depends_on_the_order_of_spans() -> None:
+    sites = Sites((Spanned(BY_SPAN["plain"], ("s", "t"), FLOW),))
+    known = connected_random(sites.edges, 12, seed=500)
+    unknown = tp.Circuit(sites.flowing(None), known.kept)
+    expected = [
+        sum(one.iou(connected_random(one.sites.edges, 12, seed=seed)) for seed in range(20)) / 20
+        for one in (known, unknown)
+    ]
+    found = [overlap(one, one, samples=20).chance for one in (known, unknown)]
+    assert found == pytest.approx(expected)
+    assert found[0] != found[1]

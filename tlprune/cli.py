@@ -121,8 +121,18 @@ def _discover(words: Sequence[str]) -> None:
     fields = [("run", OmitArgPrefixes[Run]), ("settings", OmitArgPrefixes[kind])]
     command = dataclasses.make_dataclass("Discover", fields)
     command.__doc__ = "Find a circuit, measure it on test examples, draw it."
-    parsed = _parse(command, words, prog="tlprune discover")
+    parsed = _parse(command, _every_span(words), prog="tlprune discover")
     discover(parsed.run, parsed.settings)
+
+
+def _every_span(words: Sequence[str]) -> list[str]:
+    """``--spans`` with no name behind it is all that the task names."""
+    from tlprune.tasks.usual import EVERY
+
+    pairs = zip(words, [*words[1:], "--"], strict=True)
+    return [
+        part for word, after in pairs for part in ([word, EVERY] if (word, after[:2]) == ("--spans", "--") else [word])
+    ]
 
 
 def discover(run: Run, method: Any) -> None:
@@ -133,13 +143,14 @@ def discover(run: Run, method: Any) -> None:
     from tlprune.models.load import load
     from tlprune.sealing import sealed
     from tlprune.tasks import task_builder
-    from tlprune.tasks.usual import ABLATIONS, sized, usual
+    from tlprune.tasks.usual import ABLATIONS, by_span, sized, usual
 
     build, setting = task_builder(run.task), usual(run.task)
     run = dataclasses.replace(run, model=run.model or setting.model, ablation=run.ablation or setting.ablation)
     with _output_directory(run) as out:
         model = load(run.model, device=run.device)
-        task, method = build(model, seed=run.task_seed), sized(method, run.task, model)
+        task = build(model, seed=run.task_seed)
+        method = by_span(sized(method, run.task, model), task)
         records = {"metrics": out / "metrics.jsonl"} if "metrics" in inspect.signature(method.find).parameters else {}
         ablation = ABLATIONS[run.ablation]() if run.ablation else None
         found = method.find(model, sealed(task), ablation=ablation, progress=sys.stderr.isatty(), **records)

@@ -59,7 +59,7 @@ def connecting_size(
         5
     """
     places = _places(values, able)
-    most = longest(_graph(edges))
+    most = longest(graph_of_edges(edges))
     path = _Paths(edges, -places.double(), able, most).best(most)
     return None if path is None else 1 + int(places[path].max())
 
@@ -84,7 +84,7 @@ def best_path(
         >>> [[graph.name(edge) for edge in best_path(graph, values, most=most)] for most in (2, 3)]
         [['input->logits'], ['input->a0.h0<q>', 'a0.h0->m0', 'm0->logits']]
     """
-    longest_path = longest(_graph(edges))
+    longest_path = longest(graph_of_edges(edges))
     most = longest_path if most is None else min(most, longest_path)
     return None if most < 1 else _Paths(edges, values.double(), able, most).best(most)
 
@@ -195,7 +195,8 @@ def _path(sites: Sites, kept: Bool[Tensor, "site"], values: Float[Tensor, "edge"
     return None if path is None else [edge % len(values) for edge in path]
 
 
-def _graph(edges: Edges) -> Graph:
+def graph_of_edges(edges: Edges) -> Graph:
+    """The graph whose edges they are, without spans."""
     graph = edges.group if isinstance(edges, Spanned) else edges
     assert isinstance(graph, Graph)
     return graph
@@ -219,7 +220,7 @@ class _Paths:
     def __init__(
         self, edges: Edges, values: Float[Tensor, "edge"], able: Bool[Tensor, "edge"] | None, most: int
     ) -> None:
-        self.graph = _graph(edges)
+        self.graph = graph_of_edges(edges)
         self.flow = edges.flows if isinstance(edges, Spanned) else Flow.everywhere(("everywhere",))
         allowed = values if able is None else values.masked_fill(~able, -torch.inf)
         table, nodes = allowed.view(-1, len(self.graph)), len(self.graph.writers) + 1

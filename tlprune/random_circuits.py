@@ -9,20 +9,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.graph import Graph
-from tlprune.incidence import rows_of_nodes
+from tlprune.connecting import Edges, graph_of_edges
+from tlprune.flow import Flow
+from tlprune.incidence import Row, rows_of_nodes, writers_of_edges
 from tlprune.scores import check_count
 from tlprune.sites import Sites
+from tlprune.spans import Spanned
 
 
-def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
+def connected_random(edges: Edges, count: int, *, seed: int = 0) -> Circuit:
     """A random circuit of exactly ``count`` edges, each on a path from an embedding to the logits.
 
     It grows from the embeddings and the logits: half of the time by a new node, with one edge in and one edge out,
-    else by an edge between nodes that are there already.
+    else by an edge between nodes that are there already. By span a node is one at each span, and some edges may be on
+    no path at all (:meth:`~tlprune.Graph.effective`): these come last, by chance, where more are asked for.
 
     Args:
-        graph: where the edges come from.
+        edges: where the edges come from, a graph or its edges by span.
         count: number of edges.
         seed: of the choices.
 
@@ -30,46 +33,49 @@ def connected_random(graph: Graph, count: int, *, seed: int = 0) -> Circuit:
         ValueError: ``count`` lies outside 0 to the number of edges.
 
     Example:
-        >>> from tlprune.graph import Architecture
-        >>> connected_random(Graph(Architecture(5, 8, 4)), 170)
+        >>> from tlprune.graph import Architecture, Graph
+        >>> graph = Graph(Architecture(5, 8, 4))
+        >>> connected_random(graph, 170)
         Circuit(170 of 1,701 edges, 170 effective; embeddings merged, kv shared)
+        >>> connected_random(Spanned(graph, ("name",)), 170).n_effective
+        170
     """
-    sites = Sites((graph,))
+    sites = Sites((edges,))
     check_count(count, sites)
-    growth = _Growth(graph, random.Random(seed))
-    while len(growth.kept) < count:
+    growth = _Growth(edges, random.Random(seed))
+    while len(growth.kept) < min(count, growth.most):
         moves = [growth.add_edge, growth.add_node]
         if count - len(growth.kept) == 1:
             moves = [growth.add_edge, growth.add_node_for_one_edge]
         elif growth.random.random() < 0.5:
             moves.reverse()
         any(move() for move in moves)
-    kept = torch.zeros(graph.n_edges, dtype=torch.bool)
-    kept[growth.kept] = True
+    kept = torch.zeros(len(edges), dtype=torch.bool)
+    kept[(growth.kept + growth.others())[:count]] = True
     return Circuit(sites, kept, {"method": {"name": "connected_random", "seed": seed}})
 
 
-def connected_order(graph: Graph, *, seed: int = 0) -> Int[Tensor, "edge"]:
+def connected_order(edges: Edges, *, seed: int = 0) -> Int[Tensor, "edge"]:
     """All edges in an order in which a random connected circuit grows, as :func:`connected_random` does.
 
     The first ``n`` of them are a random circuit in which every edge lies on a path, but for the last one where it leads
-    into a node whose edge out comes next.
+    into a node whose edge out comes next. By span, those that can be on no path come last.
 
     Example:
-        >>> from tlprune.graph import Architecture
+        >>> from tlprune.graph import Architecture, Graph
         >>> graph = Graph(Architecture(5, 8, 4))
         >>> kept = torch.zeros(len(graph), dtype=torch.bool)
         >>> kept[connected_order(graph)[:170]] = True
         >>> int(graph.effective(kept).sum()) >= 169
         True
     """
-    growth = _Growth(graph, random.Random(seed))
-    while len(growth.kept) < len(graph):
+    growth = _Growth(edges, random.Random(seed))
+    while len(growth.kept) < growth.most:
         moves = [growth.add_edge, growth.add_node]
         if growth.random.random() < 0.5:
             moves.reverse()
         any(move() for move in moves)
-    return torch.tensor(growth.kept)
+    return torch.tensor(growth.kept + growth.others())
 
 
 def random_like(circuit: Circuit, *, seed: int = 0) -> Circuit:
@@ -79,8 +85,8 @@ def random_like(circuit: Circuit, *, seed: int = 0) -> Circuit:
         circuit: whose size and sites to take.
         seed: of the choices.
     """
-    if circuit.sites.kinds == ("edges",) and not circuit.sites.spans:
-        return connected_random(circuit.graph, len(circuit), seed=seed)
+    if circuit.sites.kinds == ("edges",):
+        return connected_random(circuit.sites.edges, len(circuit), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     kept = torch.zeros_like(circuit.kept)
     for kind, part in circuit.sites.parts.items():
@@ -90,24 +96,48 @@ def random_like(circuit: Circuit, *, seed: int = 0) -> Circuit:
 
 
 class _Growth:
-    """Nodes and edges so far. A node's name is its writer's; the logits have only a reader."""
+    """Nodes and edges so far. A node is ``(span, writer)``; the logits, one more than the last writer, only read."""
 
-    def __init__(self, graph: Graph, source: random.Random) -> None:
-        self.graph, self.random = graph, source
+    def __init__(self, edges: Edges, source: random.Random) -> None:
+        self.graph, self.random = graph_of_edges(edges), source
+        self.flow = edges.flows if isinstance(edges, Spanned) else Flow.everywhere(("everywhere",))
         self.kept: list[int] = []
         self._taken: set[int] = set()
         # Edges between nodes that have their own way in and out, so that no path needs them.
         self._spare: list[int] = []
-        inner = len(graph.embeddings)
-        self.writers = set(range(inner))
-        self.left = list(range(inner, len(graph.writers)))
+        spans, inner, last = len(self.flow.spans), len(self.graph.embeddings), len(self.graph.writers)
+        self._able = self.graph.effective(torch.ones(spans, len(self.graph), dtype=torch.bool), self.flow)
+        self.most = int(self._able.sum())
+        self.writers = [set(range(inner)) for _ in range(spans)]
+        senders = self._able.nonzero()[:, 0] * last + writers_of_edges(self.graph)[self._able.nonzero()[:, 1]]
+        able = set(senders.tolist())
+        self.left = [(s, node) for s in range(spans) for node in range(inner, last) if s * last + node in able]
         self.random.shuffle(self.left)
-        self.rows = rows_of_nodes(graph)
-        self.open = self._edges_into(len(graph.writers))
+        self._rows = rows_of_nodes(self.graph)
+        self._table = self.flow.table.tolist()
+        self.logits = [(span, last) for span, read in enumerate(self.flow.answers.tolist()) if read]
+        self.open = [edge for node in self.logits for edge in self._edges_into(node)]
 
-    def _edges_into(self, node: int) -> list[int]:
+    def others(self) -> list[int]:
+        """The edges that can be on no path, in random order."""
+        found = (~self._able).flatten().nonzero().flatten().tolist()
+        self.random.shuffle(found)
+        return found
+
+    def _read_by(self, node: tuple[int, int]) -> list[tuple[int, Row]]:
+        """The readers of a node, and at which span: its own, and for k and v all that it attends to."""
+        span, writer = node
+        sources = [source for source, row in enumerate(self._table) if row[span]]
+        return [(source, row) for row in self._rows[writer] for source in (sources if row.moves else [span])]
+
+    def _edges_into(self, node: tuple[int, int]) -> list[int]:
         """Edges from the nodes so far into a node."""
-        return [row.start + writer for row in self.rows[node] for writer in self.writers if writer < row.width]
+        return [
+            source * len(self.graph) + row.start + writer
+            for source, row in self._read_by(node)
+            for writer in self.writers[source]
+            if writer < row.width
+        ]
 
     def add_edge(self) -> bool:
         """Keep a random edge between nodes that are there; False when none is left."""
@@ -131,24 +161,33 @@ class _Growth:
 
     def add_node(self, *, edge_in: bool = True) -> bool:
         """Add a random node with an edge in and an edge out; False when all are there."""
-        if not self.left:
+        place = next((place for place in reversed(range(len(self.left))) if self._edges_out_of(self.left[place])), None)
+        if place is None:
             return False
-        node = self.left.pop()
+        node = self.left.pop(place)
         into = self._edges_into(node)
         out = self._edges_out_of(node)
         if into and edge_in:
             self._keep_for_good(self.random.choice(into))
         self._keep_for_good(self.random.choice(out))
-        self.writers.add(node)
+        self.writers[node[0]].add(node[1])
         self.open += [edge for edge in (*into, *out) if edge not in self._taken]
         return True
 
-    def _edges_out_of(self, node: int) -> list[int]:
-        readers = (*(other for other in self.writers if other >= len(self.graph.embeddings)), len(self.graph.writers))
-        return [row.start + node for other in readers for row in self.rows[other] if node < row.width]
+    def _edges_out_of(self, node: tuple[int, int]) -> list[int]:
+        """Edges from a node into the nodes so far."""
+        span, writer = node
+        inner = len(self.graph.embeddings)
+        readers = [(place, other) for place, own in enumerate(self.writers) for other in own if other >= inner]
+        return [
+            span * len(self.graph) + row.start + writer
+            for other in (*readers, *self.logits)
+            for source, row in self._read_by(other)
+            if source == span and writer < row.width
+        ]
 
     def _keep_for_good(self, edge: int) -> None:
-        # A key or value that two heads share may be there already, as a spare edge.
+        # A key or value that two heads share, or two spans, may be there already, as a spare edge.
         if not self._keep(edge) and edge in self._spare:
             self._spare.remove(edge)
 

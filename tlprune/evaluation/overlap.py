@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
+from tlprune.connecting import Edges
 from tlprune.evaluation.table import aligned
-from tlprune.graph import Graph
+from tlprune.flow import Flow
 from tlprune.learning.bootstrap import RESAMPLES, Interval, bounds
 from tlprune.random_circuits import connected_random
 
@@ -70,7 +71,7 @@ def overlap(
     Args:
         first: one circuit.
         second: another of the same sites.
-        chance: which circuits are drawn; ``"connected"`` for edges without spans alone.
+        chance: which circuits are drawn; ``"connected"`` for edges alone.
         samples: how many connected circuits.
         seed: of the draws.
 
@@ -115,20 +116,21 @@ def uniform_chance(first: int, second: int, total: int) -> float:
 
 
 def _connected(first: Circuit, count: int, samples: int, seed: int) -> float:
-    if first.sites.kinds != ("edges",) or first.sites.spans or samples < 1:
+    if first.sites.kinds != ("edges",) or samples < 1:
         raise ValueError(
-            f"Connected random circuits need edges without spans, and at least 1 sample, but got {first.sites} and "
+            f"Connected random circuits need edges, and at least 1 sample, but got {first.sites} and "
             f"{samples} samples. Use chance='uniform'."
         )
-    own, drawn = first.kept.cpu(), _drawn(first.graph, count, samples, seed)
+    own, drawn = first.kept.cpu(), _drawn(first.sites.edges, first.sites.flow, count, samples, seed)
     either = (drawn | own).sum(1).clamp(min=1)
     both = (drawn & own).sum(1) if count or len(first) else either
     return float((both / either).double().mean())
 
 
 @lru_cache(maxsize=8)  # many circuits are held against the same one
-def _drawn(graph: Graph, count: int, samples: int, seed: int) -> Bool[Tensor, "sample edge"]:
-    return torch.stack([connected_random(graph, count, seed=seed + sample).kept for sample in range(samples)])
+def _drawn(edges: Edges, flow: Flow | None, count: int, samples: int, seed: int) -> Bool[Tensor, "sample edge"]:
+    # The flow is in the edges; it is told apart here because edges that differ in it alone are equal.
+    return torch.stack([connected_random(edges, count, seed=seed + sample).kept for sample in range(samples)])
 
 
 @dataclass(frozen=True)

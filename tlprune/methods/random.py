@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tlprune.masking.ablation import Ablation
+from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.scoring import EdgeScoring, NodeScoring
 from tlprune.named import chosen
 from tlprune.random_circuits import connected_order
@@ -29,9 +30,10 @@ class Random(EdgeScoring):
         kv: under grouped-query attention, k and v readers per key/value head or per query head.
         qkv: ``"split"``, or ``"joined"``: an edge into a head carries q, k and v together.
         heads: ``"split"``, or ``"joined"``: all heads of a layer are one node.
+        spans: names of the task's spans, at each of which an edge is one of its own.
         shape: ``"connected"``: edges in an order in which a random connected circuit grows, so that those of any size
-            are one, but for an edge; ``"free"``: all edges in random order, of which few of a small circuit lie on
-            any path.
+            are one, but for an edge; by span, those that no prompt of the task has on a path come last; ``"free"``:
+            all edges in random order, of which few of a small circuit lie on any path.
         seed: of the choices.
 
     Example:
@@ -43,11 +45,17 @@ class Random(EdgeScoring):
 
     shape: Literal["connected", "free"] = "connected"
     seed: int = 0
+    spans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shape not in ("connected", "free"):
             raise ValueError(f"shape must be 'connected' or 'free' but is {self.shape!r}. Choose one of these.")
+
+    def sites(self, model: Any) -> Sites:
+        return edge_sites(
+            model, embeddings=self.embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads, spans=self.spans
+        )
 
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool
@@ -56,7 +64,7 @@ class Random(EdgeScoring):
 
     def _order(self, sites: Sites) -> Int[Tensor, "site"]:
         if self.shape == "connected":
-            return connected_order(sites.graph, seed=self.seed)
+            return connected_order(sites.edges, seed=self.seed)
         return _shuffled(len(sites), self.seed)
 
 
