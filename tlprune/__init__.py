@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from tlprune.masking.masks import Masks as Masks
     from tlprune.masking.means import Mean as Mean
     from tlprune.masking.means import MeasuredMean as MeasuredMean
+    from tlprune.masking.sites import attention_edges as attention_edges
     from tlprune.masking.sites import edges as edges
     from tlprune.masking.sites import heads as heads
     from tlprune.masking.sites import layers as layers
@@ -298,6 +299,7 @@ _HOMES = {
     "Masks": "masking.masks",
     "Mean": "masking.means",
     "MeasuredMean": "masking.means",
+    "attention_edges": "masking.sites",
     "edges": "masking.sites",
     "heads": "masking.sites",
     "layers": "masking.sites",
