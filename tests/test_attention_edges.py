@@ -223,7 +223,7 @@ def test_without_a_single_edge_attention_edges_carry_what_is_there_anyway() -> N
 
 def test_chosen_readers_and_pairs_leave_the_others_alone() -> None:
     model, every = model_of("gpt2"), sites_of("gpt2")
-    pairs = [("verb", "subject"), ("rest", "verb")]
+    pairs = ["verb->subject", "rest->verb"]
     few = sites_of("gpt2", pattern="a1.*<v>|a2.h0<k>", pairs=pairs)
     assert few.name(0) == "a1.h0<v>@verb->subject"
     assert len(few) == 5 * 2
@@ -317,8 +317,9 @@ def test_what_readers_see_can_be_looked_at() -> None:
     [
         (lambda model: tp.attention_edges(model, "m0", spans=NAMES), "matches none of this model's keys and values"),
         (lambda model: tp.attention_edges(model, spans=("a@b",)), "Spans need names that differ"),
-        (lambda model: tp.attention_edges(model, spans=NAMES, pairs=[("verb", "noun")]), "but got verb->noun"),
-        (lambda model: tp.attention_edges(model, spans=NAMES, pairs=[("verb", "verb")] * 2), "each pair once"),
+        (lambda model: tp.attention_edges(model, spans=NAMES, pairs=["verb"]), "is written 'source->query'"),
+        (lambda model: tp.attention_edges(model, spans=NAMES, pairs=["verb->noun"]), "but got verb->noun"),
+        (lambda model: tp.attention_edges(model, spans=NAMES, pairs=["verb->verb"] * 2), "each pair once"),
         (lambda model: tp.attention_edges(model, spans=NAMES).index("a0.h0<q>@verb->verb"), "Write 'a0.h0<k>@subject"),
         (lambda model: tp.attention_edges(model, spans=NAMES) + tp.edges(model, spans=["end"]), "need the same spans"),
         (
@@ -375,3 +376,32 @@ def test_bfloat16_masks_round_as_the_model_does() -> None:
     )
     plain = error(rough(CLEAN.ids).float(), exact(CLEAN.ids))
     assert error(found, expected) <= 2 * plain
+
+
+def test_without_named_spans_a_whole_prompt_is_one() -> None:
+    model, sites = model_of("gpt2"), tp.attention_edges(model_of("gpt2"))
+    assert sites.name(3) == "a0.h3<k>@rest->rest"
+    mask = values_of(sites).detach()
+    found = tp.Masked(model, tp.Masks(sites))(CLEAN, CORRUPT, mask=mask)
+    every = sites_of("gpt2")
+    named = mask[[sites.index(f"{name.partition('@')[0]}@rest->rest") for name in all_names(every)]]
+    expected = tp.Masked(model, tp.Masks(every))(CLEAN, CORRUPT, mask=named, spans=SPANS)
+    assert error(found, expected) <= 1e-9
+
+
+def test_attended_pairs_are_those_whose_masks_do_something() -> None:
+    planted = tp.planted("induction")
+    task = planted.task
+    pairs = tp.tasks.attended_pairs(task)
+    assert set(pairs) == {
+        *("key->key", "key->value", "key->end", "key->rest", "value->value", "value->end", "value->rest"),
+        *("end->end", "rest->key", "rest->value", "rest->end", "rest->rest"),
+    }
+    every = tp.attention_edges(planted.model, spans=task.span_names)
+    mask = values_of(every)
+    logits = tp.Masked(planted.model, tp.Masks(every))(task.discovery.train(), mask=mask)
+    (gradient,) = torch.autograd.grad(probe(logits), mask)
+    acting = {every.name(index).partition("@")[2] for index in gradient.nonzero().flatten().tolist()}
+    assert acting <= {*pairs}
+    assert len(tp.attention_edges(planted.model, spans=task.span_names, pairs=pairs)) == 16 * 12
+    assert tp.tasks.attended_pairs(tp.tasks.covered(task))[:3] == ("..->..", "..->key", "..->value")

@@ -28,7 +28,7 @@ class AttentionEdges:
 
     Attributes:
         readers: names of k and v readers, as a :class:`~tlprune.Graph` has them.
-        spans: names of spans; ``rest`` is one more, as of :class:`~tlprune.spans.Spanned`.
+        spans: names of spans; ``rest`` is one more, as of :class:`~tlprune.spans.Spanned`. Without names all is rest.
         pairs: source and query span of each site of a reader.
 
     Raises:
@@ -138,6 +138,18 @@ def every_pair(spans: Iterable[str]) -> tuple[Pair, ...]:
     """
     names = every_span(tuple(spans))
     return tuple((source, query) for source in names for query in names)
+
+
+def pair_of(text: str) -> Pair:
+    """A source and a query span, from ``"s1->end"``.
+
+    Raises:
+        ValueError: it is not written so.
+    """
+    source, arrow, query = text.partition("->")
+    if not arrow:
+        raise ValueError(f"A pair of spans is written 'source->query', but {text!r} has no '->'. Write 's1->end'.")
+    return source, query
 
 
 def key_value_readers(architecture: Architecture, convention: Convention) -> Iterator[str]:

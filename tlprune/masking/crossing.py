@@ -46,15 +46,18 @@ class Crossings:
 
 
 def crossings_of(
-    sites: Sites, values: Mapping[str, Tensor], spans: Int[Tensor, "example pos"] | None
+    sites: Sites, values: Mapping[str, Tensor], tokens: Tokens, spans: Int[Tensor, "example pos"] | None
 ) -> Crossings | None:
-    """The masks of attention edges among all masks; ``None`` without such sites."""
+    """The masks of attention edges among all masks; ``None`` without such sites.
+
+    Without spans all positions are in none.
+    """
     if "attention_edges" not in sites.kinds:
         return None
     own, mask = sites.group("attention_edges"), values["attention_edges"]
     assert isinstance(own, AttentionEdges)
-    assert spans is not None
-    return Crossings(own, mask, places(own.spans, spans.to(mask.device)))
+    numbers = torch.full_like(tokens.ids, -1) if spans is None else spans
+    return Crossings(own, mask, places(own.spans, numbers.to(mask.device)))
 
 
 def graph_of(sites: Sites, backend: Backend) -> Graph:

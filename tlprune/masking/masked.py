@@ -203,7 +203,7 @@ class Masked:
             if not self.wanted.streams:
                 return (read or self.backend.run)(tokens, edits, positions)
             beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen)
-            crossings, graph = crossings_of(self.sites, parts, spans), graph_of(self.sites, self.backend)
+            crossings, graph = crossings_of(self.sites, parts, tokens, spans), graph_of(self.sites, self.backend)
             return run_crossed(
                 self.backend, graph, tokens, parts.get("edges"), crossings, replaced,
                 positions=positions, pool=self._pool, beside=beside,
@@ -254,7 +254,7 @@ class Masked:
     def _part(self, group: Group, values: Tensor, spans: Tensor | None) -> Tensor:
         """The mask of one kind, with an example and a position axis where it differs by span."""
         part = values[..., self.sites.part(group.kind)]
-        if not isinstance(group, BY_SPAN):
+        if not isinstance(group, BY_SPAN) or not group.spans:
             return part
         if spans is None:
             raise ValueError(

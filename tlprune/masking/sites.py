@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from tlprune.backends import backend_of
-from tlprune.between_spans import AttentionEdges, every_pair, key_value_readers
+from tlprune.between_spans import AttentionEdges, every_pair, key_value_readers, pair_of
 from tlprune.graph import Convention, Graph
 from tlprune.masking.checks import refuse_post_norm
 from tlprune.placing import flow_of
@@ -49,8 +49,8 @@ def attention_edges(
     model: Any,
     pattern: str = "*",
     *,
-    spans: Iterable[str],
-    pairs: Iterable[tuple[str, str]] | None = None,
+    spans: Iterable[str] = (),
+    pairs: Iterable[str] = (),
     kv: Literal["shared", "per_query_head"] = "shared",
 ) -> Sites:
     """What attention moves between named spans, head by head, by keys and by values apart: ``a1.h0<v>@s1->end``.
@@ -63,12 +63,13 @@ def attention_edges(
     Args:
         model: a TransformerLens model; not an encoder that normalises every sum.
         pattern: which readers of keys and values, such as ``"a[6-9].*<v>"``; several with ``|``.
-        spans: names of a task's spans: ``task.span_names``.
-        pairs: source and query span of the sites; by default all pairs, ``rest`` included.
+        spans: names of a task's spans: ``task.span_names``; without any the whole prompt is one, ``rest``.
+        pairs: which pairs of a source and a query span, such as ``"s1->end"``; by default all, ``rest`` included.
+            :func:`tlprune.tasks.attended_pairs` has those of a task in which a query can see a source.
         kv: under grouped-query attention, keys and values per key/value head or per query head.
 
     Raises:
-        ValueError: no reader of the model is called so, or the model is such an encoder.
+        ValueError: no reader of the model is called so, a pair is not of these spans, or the model is such an encoder.
 
     Source: Haklay et al., "Position-aware Automatic Circuit Discovery" (2025).
 
@@ -82,7 +83,7 @@ def attention_edges(
     backend, named = backend_of(model), tuple(spans)
     refuse_post_norm(backend)
     readers = _matching(key_value_readers(backend.architecture, Convention(kv=kv)), pattern, "keys and values")
-    chosen = every_pair(named) if pairs is None else tuple(pairs)
+    chosen = tuple(pair_of(pair) for pair in pairs) or every_pair(named)
     return Sites((AttentionEdges(readers, named, chosen),))
 
 

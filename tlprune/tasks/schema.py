@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tlprune.spans import GAP, check_spans
+from tlprune.spans import GAP, check_spans, every_span, places
 from tlprune.task import Batch, Stream, Task
 
 Places = Callable[[list[int]], Mapping[str, Iterable[int]]]
@@ -69,6 +69,38 @@ def covered(task: Task) -> Task:
     table = torch.full((len(every) + 1,), -1)
     table[kept] = torch.arange(len(kept))
     return _with_numbers(whole, tuple(every[number] for number in kept), lambda batch: table[_spans_of(batch)])
+
+
+def attended_pairs(task: Task) -> tuple[str, ...]:
+    """Pairs of spans such that in some example of any split a query in the second can see a position of the first.
+
+    Where a span never comes before another, what attention moves from it to the other is nothing, and
+    :func:`tlprune.attention_edges` need have no site for it. A position sees itself and all before it.
+
+    Args:
+        task: the task; ``rest`` is what lies in no named span.
+
+    Example:
+        >>> import tlprune as tp
+        >>> attended_pairs(tp.planted("copy").task)  # the rest lies on either side
+        ('copied->copied', 'copied->end', 'copied->rest', 'end->end', 'rest->copied', 'rest->end', 'rest->rest')
+    """
+    names = every_span(task.span_names)
+    seen = torch.zeros(len(names), len(names), dtype=torch.bool)
+    for batch in _batches(task):
+        seen |= _attended(batch, task.span_names)
+    return tuple(f"{names[source]}->{names[query]}" for source, query in seen.nonzero().tolist())
+
+
+def _attended(batch: Batch, names: tuple[str, ...]) -> Bool[Tensor, "source query"]:
+    numbers = torch.full_like(batch.clean.ids, -1) if batch.spans is None else batch.spans
+    own = torch.nn.functional.one_hot(places(names, numbers), len(every_span(names))).bool()
+    if batch.clean.attention_mask is not None:
+        own &= batch.clean.attention_mask.bool()[..., None]
+    length = own.shape[1]
+    positions = torch.arange(length)[:, None]
+    first, last = torch.where(own, positions, length).amin(1), torch.where(own, positions, -1).amax(1)
+    return (first[:, :, None] <= last[:, None]).any(0)
 
 
 def _spans_of(batch: Batch) -> Tensor:
