@@ -7,17 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from bridges import EXACT, bridged, hf_model
-from contract import Row
 from hooked import NEEDS_HOOKED_TRANSFORMER
 from plain_crossing import keys_and_values, per_query_head, plain_crossed, silent
 from styles import CLEAN, CORRUPT, OTHERS, backend_of_style, error, model_of, probe
 from torch import Tensor
 
 import tlprune as tp
-from tlprune.backends import backend_of
-from tlprune.between_spans import AttentionEdges
-from tlprune.sites import Sites
 from tlprune.task import Tokens
 
 NAMES = ("subject", "verb")
@@ -235,44 +230,6 @@ def test_chosen_readers_and_pairs_leave_the_others_alone() -> None:
     assert error(found, model(CLEAN.ids)) > 1e-3
 
 
-@NEEDS_HOOKED_TRANSFORMER
-@pytest.mark.parametrize("padding", PADDED)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "qwen3", "gemma2", "neox"])
-def test_a_bridge_agrees_with_hooked_transformer(kind: str, padding: str) -> None:
-    """On the left in float32: Hugging Face's mask of a row of padding has no finite softmax in float64."""
-    dtype, allowed = (torch.float32, 1e-5) if padding == "left" else (torch.float64, EXACT[kind])
-    bridge, hooked = bridged(kind, dtype), tp.from_huggingface(hf_model(kind, dtype), device="cpu")
-    tokens, twins, real = prompts(padding)
-    sites = tp.attention_edges(hooked, spans=NAMES)
-    assert tp.attention_edges(bridge, spans=NAMES) == sites
-    found, gradients = [], []
-    for model in (bridge, hooked):
-        mask = values_of(sites)
-        found.append(tp.Masked(model, tp.Masks(sites))(tokens, twins, mask=mask, spans=SPANS)[real])
-        gradients.append(torch.autograd.grad(probe(found[-1]), mask)[0])
-    assert error(*found) <= allowed
-    assert error(*gradients) <= allowed
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
-def test_a_bridge_keeps_everything_and_loses_sources(kind: str) -> None:
-    """The first with all masks at 1; the second as edges into a reader do."""
-    model = bridged(kind)
-    edges, sites = tp.edges(model, spans=NAMES), tp.attention_edges(model, spans=NAMES)
-    own = lambda *lead: torch.ones(*lead, dtype=torch.float64)  # noqa: E731
-    kept = tp.Masked(model, tp.Masks(sites))(CLEAN, CORRUPT, mask=own(len(sites)), spans=SPANS)
-    assert error(kept, model(CLEAN.ids)) <= EXACT[kind]
-    reader = sites.name(len(sites) - 1).partition("@")[0]
-    gone = [[n for n in all_names(edges) if n.endswith(f"->{reader}@verb")]]
-    gone += [[n for n in all_names(sites) if n.startswith(f"{reader}@verb->")]]
-    found = [
-        tp.Masked(model, tp.Masks(part))(CLEAN, CORRUPT, mask=zeroed(part, own(len(part)), names), spans=SPANS)
-        for part, names in zip((edges, sites), gone, strict=True)
-    ]
-    assert error(*found) <= EXACT[kind]
-    assert error(found[0], kept) > 1e-3
-
-
 @pytest.mark.parametrize("name", ["copy", "induction"])
 def test_circuits_are_kept_in_files_and_run_on_a_tasks_prompts(name: str, tmp_path: Path) -> None:
     planted = tp.planted(name)
@@ -354,17 +311,6 @@ def test_readers_go_with_those_of_the_edges_beside_them() -> None:
         tp.Masked(model, tp.Masks(edges + sites_of("llama", "per_query_head")))
         with pytest.raises(ValueError, match="same kv="):
             tp.Masked(model, tp.Masks(edges + sites_of("llama")))
-
-
-def test_encoders_that_normalise_every_sum_are_refused() -> None:
-    row = Row("TransformerBridge", "bert words")
-    with pytest.raises(ValueError, match="Mask its edges by span"):
-        tp.attention_edges(row.model, spans=NAMES)
-    shape = backend_of(row.model).architecture
-    readers = AttentionEdges(("a0.h0<k>",), NAMES, (("verb", "verb"),))
-    assert shape.post_norm
-    with pytest.raises(ValueError, match="Mask its edges by span"):
-        tp.Masked(row.model, tp.Masks(Sites((readers,))))
 
 
 def test_bfloat16_masks_round_as_the_model_does() -> None:
