@@ -324,6 +324,23 @@ def test_bfloat16_masks_round_as_the_model_does() -> None:
     assert error(found, expected) <= 2 * plain
 
 
+@NEEDS_HOOKED_TRANSFORMER
+@pytest.mark.parametrize(("pairs", "copies"), [((), 3), (("verb->subject",), 2), (("verb->rest", "rest->subject"), 3)])
+def test_attention_has_a_copy_for_each_kind_of_queries(pairs: Any, copies: int) -> None:
+    """And readers of the residual stream have one."""
+    model, seen = model_of("gpt2"), {}
+    sites = sites_of("gpt2", pairs=pairs)
+    masked = tp.Masked(model, tp.Masks(sites))
+    masked(CLEAN, CORRUPT, mask=values_of(sites), spans=SPANS)
+    for name in ("attn.hook_q", "hook_mlp_in"):
+        model.hook_dict[f"blocks.1.{name}"].add_hook(lambda value, hook: seen.__setitem__(hook.name, len(value)))
+    try:
+        masked(CLEAN, CORRUPT, mask=values_of(sites), replaced=backend_of_style("gpt2").observe(CORRUPT), spans=SPANS)
+    finally:
+        model.reset_hooks()
+    assert seen == {"blocks.1.attn.hook_q": 3 * copies, "blocks.1.hook_mlp_in": 3}
+
+
 def test_without_named_spans_a_whole_prompt_is_one() -> None:
     model, sites = model_of("gpt2"), tp.attention_edges(model_of("gpt2"))
     assert sites.name(3) == "a0.h3<k>@rest->rest"

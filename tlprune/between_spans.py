@@ -115,6 +115,18 @@ class AttentionEdges:
         table = self._table(layer, n_readers).to(values.device)
         return torch.cat([values, ones], -1)[..., table]
 
+    @cached_property
+    def apart(self) -> Int[Tensor, "span"]:
+        """For each span the first one whose queries see the same: those without sites see all there is.
+
+        Example:
+            >>> AttentionEdges(("a0.h0<k>",), ("s1", "s2", "end"), (("s1", "end"),)).apart.tolist()
+            [0, 0, 2, 0]
+        """
+        masked = {query for _, query in self.pairs}
+        free = [number for number, span in enumerate(self.all_spans) if span not in masked]
+        return torch.tensor([free[0] if number in free else number for number in range(len(self.all_spans))])
+
     def _table(self, layer: int, n_readers: int) -> Int[Tensor, "2 head source query"]:
         """The number of the site in each place, that behind the last where there is none."""
         spans = self.all_spans

@@ -122,7 +122,8 @@ class CrossingCall:
         self.examples = len(crossings.places)
         pairs = zip(inner.graph.readers, inner.replaced.streams, strict=True)
         self.streams = {readers.layer: stream for readers, stream in pairs if readers.kind == "attention"}
-        self.queried, self.owner = crossings.places.unique(return_inverse=True)
+        apart = crossings.edges.apart.to(crossings.places.device)[crossings.places]
+        self.queried, self.owner = apart.unique(return_inverse=True)
         self.mlp_input, self.mlp, self.final = inner.mlp_input, inner.mlp, inner.final
 
     def embedding(self, index: int, value: Tensor) -> None:
