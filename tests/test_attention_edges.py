@@ -367,4 +367,5 @@ def test_attended_pairs_are_those_whose_masks_do_something() -> None:
     acting = {every.name(index).partition("@")[2] for index in gradient.nonzero().flatten().tolist()}
     assert acting <= {*pairs}
     assert len(tp.attention_edges(planted.model, spans=task.span_names, pairs=pairs)) == 16 * 12
+    assert tp.tasks.attended_pairs(tp.tasks.with_spans(task, [], lambda ids: {})) == ("rest->rest",)
     assert tp.tasks.attended_pairs(tp.tasks.covered(task))[:3] == ("..->..", "..->key", "..->value")

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from tlprune.spans import GAP, check_spans, every_span, places
+from tlprune.placing import flow_of
+from tlprune.spans import GAP, REST, check_spans
 from tlprune.task import Batch, Stream, Task
 
 Places = Callable[[list[int]], Mapping[str, Iterable[int]]]
@@ -72,7 +73,7 @@ def covered(task: Task) -> Task:
 
 
 def attended_pairs(task: Task) -> tuple[str, ...]:
-    """Pairs of spans such that in some example of any split a query in the second can see a position of the first.
+    """Pairs of spans such that in some training or validation prompt a query in the second sees the first.
 
     Where a span never comes before another, what attention moves from it to the other is nothing, and
     :func:`tlprune.attention_edges` need have no site for it. A position sees itself and all before it.
@@ -85,22 +86,8 @@ def attended_pairs(task: Task) -> tuple[str, ...]:
         >>> attended_pairs(tp.planted("copy").task)  # the rest lies on either side
         ('copied->copied', 'copied->end', 'copied->rest', 'end->end', 'rest->copied', 'rest->end', 'rest->rest')
     """
-    names = every_span(task.span_names)
-    seen = torch.zeros(len(names), len(names), dtype=torch.bool)
-    for batch in _batches(task):
-        seen |= _attended(batch, task.span_names)
-    return tuple(f"{names[source]}->{names[query]}" for source, query in seen.nonzero().tolist())
-
-
-def _attended(batch: Batch, names: tuple[str, ...]) -> Bool[Tensor, "source query"]:
-    numbers = torch.full_like(batch.clean.ids, -1) if batch.spans is None else batch.spans
-    own = torch.nn.functional.one_hot(places(names, numbers), len(every_span(names))).bool()
-    if batch.clean.attention_mask is not None:
-        own &= batch.clean.attention_mask.bool()[..., None]
-    length = own.shape[1]
-    positions = torch.arange(length)[:, None]
-    first, last = torch.where(own, positions, length).amin(1), torch.where(own, positions, -1).amax(1)
-    return (first[:, :, None] <= last[:, None]).any(0)
+    flow = flow_of(task.discovery, task.span_names)
+    return (f"{REST}->{REST}",) if flow is None else tuple("->".join(pair) for pair in flow.moves)
 
 
 def _spans_of(batch: Batch) -> Tensor:
