@@ -27,6 +27,7 @@ ENCODERS = ("bert classes", "bert number", "bert choices", "bert words", "bert",
 SITES: dict[str, Callable[[Any], Sites]] = {
     "edges": tp.edges,
     "edges, qkv joined": lambda model: tp.edges(model, qkv="joined"),
+    "attention edges": tp.attention_edges,
     "nodes": tp.nodes,
     "heads": tp.heads,
     "mlps": tp.mlps,

@@ -46,7 +46,7 @@ class Row:
     exact: Callable[[int], Any] | None
     quick: Any
     random: bool
-    kind: Literal["edges", "nodes", "neurons", "weights", "mixed"] = "edges"
+    kind: Literal["edges", "attention_edges", "nodes", "neurons", "weights", "mixed"] = "edges"
     size: int | None = 20
     total: int = 110
     runs: bool = True
@@ -107,6 +107,28 @@ ROWS = {
             "no gradient": ({"objective": tp.KL()}, "KL compares with the full model and is 0 there"),
             "removed": ({"objective": tp.CrossEntropy(run="complement")}, "cross_entropy is of the complement"),
         },
+    ),
+    "attention-eap": Row(
+        exact=None,  # of the planted models, between named spans; see test_attention_scores.py
+        quick=tp.AttentionEAP(attention_edges=5, batch_size=3),
+        random=False,
+        kind="attention_edges",
+        size=5,
+        total=16,
+        bad={
+            "percent": ({"sparsity": 95}, "give 0.95"),
+            "no steps": ({"steps": 0}, "steps must be at least 1"),
+            **GRADIENTS,
+        },
+    ),
+    "attention-patching": Row(
+        exact=None,
+        quick=tp.AttentionPatching(attention_edges=5),
+        random=False,
+        kind="attention_edges",
+        size=5,
+        total=16,
+        bad={"percent": ({"sparsity": 95}, "give 0.95"), **PATCHING},
     ),
     "eap-ig": Row(
         exact=lambda edges: tp.EAPIG(edges=edges),

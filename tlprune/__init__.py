@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from tlprune.masking.masks import Masks as Masks
     from tlprune.masking.means import Mean as Mean
     from tlprune.masking.means import MeasuredMean as MeasuredMean
+    from tlprune.masking.sites import attention_edges as attention_edges
     from tlprune.masking.sites import edges as edges
     from tlprune.masking.sites import heads as heads
     from tlprune.masking.sites import layers as layers
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from tlprune.methods.acdc import ACDC as ACDC
     from tlprune.methods.alive import DeadCircuitError as DeadCircuitError
     from tlprune.methods.atp import AtP as AtP
+    from tlprune.methods.attention_eap import AttentionEAP as AttentionEAP
     from tlprune.methods.compression import density_for as density_for
     from tlprune.methods.criteria import SNIP as SNIP
     from tlprune.methods.criteria import GradCAM as GradCAM
@@ -123,6 +125,7 @@ if TYPE_CHECKING:
     from tlprune.methods.multi_granular import MultiGranularPruning as MultiGranularPruning
     from tlprune.methods.paper_recipes import PaperRecipe as PaperRecipe
     from tlprune.methods.paper_recipes import recipes as recipes
+    from tlprune.methods.patching import AttentionPatching as AttentionPatching
     from tlprune.methods.patching import EdgePatching as EdgePatching
     from tlprune.methods.patching import NodePatching as NodePatching
     from tlprune.methods.pooling import pooled as pooled
@@ -298,6 +301,7 @@ _HOMES = {
     "Masks": "masking.masks",
     "Mean": "masking.means",
     "MeasuredMean": "masking.means",
+    "attention_edges": "masking.sites",
     "edges": "masking.sites",
     "heads": "masking.sites",
     "layers": "masking.sites",
@@ -306,6 +310,7 @@ _HOMES = {
     "nodes": "masking.sites",
     "prunable": "masking.sites",
     "weights": "masking.sites",
+    "AttentionEAP": "methods.attention_eap",
     "EAP": "methods.eap",
     "AtP": "methods.atp",
     "GradCAM": "methods.criteria",
@@ -332,6 +337,7 @@ _HOMES = {
     "MultiGranularPruning": "methods.multi_granular",
     "PaperRecipe": "methods.paper_recipes",
     "recipes": "methods.paper_recipes",
+    "AttentionPatching": "methods.patching",
     "EdgePatching": "methods.patching",
     "NodePatching": "methods.patching",
     "pooled": "methods.pooling",

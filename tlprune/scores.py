@@ -103,6 +103,27 @@ class Scores:
         """The graph of its edges; a ValueError if the sites are not edges."""
         return self.sites.graph
 
+    def beside(self, other: Scores) -> Scores:
+        """These scores and those of sites of another kind, to be ranked together: both in one unit.
+
+        Args:
+            other: of other sites of the same model, such as attention edges beside edges at the same spans.
+
+        Raises:
+            ValueError: both are of one kind, or of other spans.
+
+        Example:
+            >>> from tlprune.graph import Architecture
+            >>> from tlprune.sites import Nodes
+            >>> edges = Scores(Sites((Graph(Architecture(1, 1, 1)),)), torch.zeros(8))
+            >>> edges.beside(Scores(Sites((Nodes("heads", ("a0.h0",)),)), torch.ones(1))).top(1).names
+            ['a0.h0']
+        """
+        origins = [dict(self.provenance), dict(other.provenance)]
+        shared = {key: value for key, value in origins[0].items() if origins[1].get(key) == value}
+        values = torch.cat([self.values, other.values])
+        return Scores(self.sites + other.sites, values, {**shared, "operation": "beside", "of": origins})
+
     def __getitem__(self, name: str) -> float:
         return float(self.values[self.sites.index(name)])
 

@@ -19,11 +19,13 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from tlprune.between_spans import AttentionEdges
 from tlprune.flow import Flow
 from tlprune.graph import Graph
 from tlprune.spans import Group, Spanned, every_span
 
 NODE_KINDS = ("nodes", "heads", "mlps", "layers")
+BY_SPAN = (Spanned, AttentionEdges)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Sites:
                     "with a pattern, such as tp.layers(model, 'a*') beside tp.mlps(model)."
                 )
             seen |= own
-        spans = {group.spans for group in self.groups if isinstance(group, Spanned)}
+        spans = {group.spans for group in self.groups if isinstance(group, BY_SPAN)}
         if len(spans) > 1:
             raise ValueError(f"Sites that differ by span need the same spans but have {sorted(spans)}. Name all alike.")
 
@@ -277,7 +279,7 @@ class Sites:
     @property
     def spans(self) -> tuple[str, ...]:
         """Names of the spans that some group tells apart."""
-        return next((group.spans for group in self.groups if isinstance(group, Spanned)), ())
+        return next((group.spans for group in self.groups if isinstance(group, BY_SPAN)), ())
 
     @property
     def flow(self) -> Flow | None:
@@ -347,6 +349,9 @@ def _unspanned(group: Group) -> Group:
 
 def group_from_dict(data: Mapping[str, Any]) -> Group:
     """The group that ``as_dict`` described."""
+    if data["kind"] == "attention_edges":
+        pairs = tuple((source, query) for source, query in data["pairs"])
+        return AttentionEdges(tuple(data["readers"]), tuple(data["spans"]), pairs)
     if "spans" in data:
         group = Spanned(group_from_dict(data["group"]), tuple(data["spans"]))
         return group.flowing(Flow.from_dict(data["flow"], group.all_spans)) if "flow" in data else group

@@ -21,7 +21,8 @@ class Group(Protocol):
     """Sites of one kind, in a fixed order.
 
     Attributes:
-        kind: ``"edges"``, ``"nodes"``, ``"heads"``, ``"mlps"``, ``"layers"``, ``"neurons"`` or ``"weights"``.
+        kind: ``"edges"``, ``"attention_edges"``, ``"nodes"``, ``"heads"``, ``"mlps"``, ``"layers"``, ``"neurons"`` or
+            ``"weights"``.
     """
 
     @property

@@ -54,6 +54,15 @@ class Tokens:
         """
         return self._map(lambda value: value[:, kept])
 
+    def repeated(self, count: int) -> Tokens:
+        """All prompts several times, one round after the other.
+
+        Example:
+            >>> Tokens(torch.tensor([[5, 6], [7, 8]])).repeated(2).ids.tolist()
+            [[5, 6], [7, 8], [5, 6], [7, 8]]
+        """
+        return self._map(lambda value: value.repeat(count, 1))
+
     def to(self, device: torch.device | str) -> Tokens:
         return self._map(lambda value: value.to(device))
 

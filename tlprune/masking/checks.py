@@ -11,9 +11,12 @@ from torch import Tensor
 
 from tlprune.backends.activations import Backend
 from tlprune.backends.processing import processing, signature
+from tlprune.between_spans import AttentionEdges, key_value_readers
 from tlprune.circuit import Circuit
 from tlprune.graph import Graph
+from tlprune.grouping import of_heads
 from tlprune.masking.ablation import Ablation
+from tlprune.masking.crossing import graph_of
 from tlprune.sites import Neurons, Nodes, Sites, Weights
 
 # Largest error of the all-ones run that rounding explains, relative to the largest logit, for a model of 12 layers.
@@ -84,6 +87,8 @@ def check_sites(sites: Sites, backend: Backend) -> None:
         )
     known = {matrix.name: matrix for matrix in backend.matrices()}
     for group in map(sites.bare, sites.kinds):
+        if isinstance(group, AttentionEdges):
+            _check_attention_edges(group, sites, backend)
         if isinstance(group, Nodes):
             _check_nodes(group, sites, backend)
         if isinstance(group, Neurons) and (max(group.layers) >= shape.n_layers or group.width != backend.d_mlp):
@@ -93,6 +98,32 @@ def check_sites(sites: Sites, backend: Backend) -> None:
             )
         if isinstance(group, Weights):
             _check_weights(group, sites, known)
+
+
+def _check_attention_edges(group: AttentionEdges, sites: Sites, backend: Backend) -> None:
+    refuse_post_norm(backend)
+    if "weights" in sites.kinds:
+        raise ValueError(
+            "Attention edges are replaced by keys and values of the unmasked model, but the masked weights beside them "
+            "would make others of its streams. Mask weights, or attention edges, alone."
+        )
+    known = [*key_value_readers(backend.architecture, of_heads(graph_of(sites, backend)).convention)]
+    strange = [name for name in group.readers if name not in known]
+    if strange:
+        raise ValueError(
+            f"The masks name keys and values of {', '.join(strange[:3])}, but this model has those of {known[0]} to "
+            f"{known[-1]} under this convention. Build them from the same model, with the same kv= as the edges beside "
+            "them: tp.attention_edges(model, spans=...)."
+        )
+
+
+def refuse_post_norm(backend: Backend) -> None:
+    """Raise a ValueError for models whose residual stream is no sum."""
+    if backend.architecture.post_norm:
+        raise ValueError(
+            "Attention edges need the residual stream of the replacing run in front of every head, which this encoder, "
+            "a model that normalises every sum, does not have. Mask its edges by span: tp.edges(model, spans=...)."
+        )
 
 
 def _check_nodes(group: Nodes, sites: Sites, backend: Backend) -> None:

@@ -55,7 +55,7 @@ def run_edges(
         ValueError: the mask's shape does not fit.
         RuntimeError: a reader or writer was not met during the run.
     """
-    _check_mask(mask, graph, tokens)
+    check_mask(mask, graph, tokens)
     beside = beside or Beside()
     call = edge_call(backend, graph, tokens.ids.shape, mask, replaced, pool=pool or Pool(), beside=beside)
     logits = backend.steer(tokens, call, graph.convention, positions, beside.edits)
@@ -83,7 +83,8 @@ def edge_call(
     return EdgeCall(backend, graph, lead, mask, replaced, pool=pool, beside=beside)
 
 
-def _check_mask(mask: Tensor, graph: Graph, tokens: Tokens) -> None:
+def check_mask(mask: Tensor, graph: Graph, tokens: Tokens) -> None:
+    """Raise a ValueError unless these are masks of the edges, for all prompts, for each, or at each position."""
     lead, (batch, pos) = tuple(mask.shape[:-1]), tokens.ids.shape
     allowed = [(), (1,), (batch,), (1, pos), (batch, pos), (1, 1), (batch, 1)]
     if mask.shape[-1] != graph.n_edges or lead not in allowed:
@@ -149,7 +150,7 @@ class EdgeCall:
     # ---- readers
 
     def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        projection = self._projection(layer)
+        projection = self.projection(layer)
         readers, base = self._next("attention", layer)
         mask, gate = self._block(readers), None
         if self._scale_free(mask, base) and projection.norm != "none":
@@ -158,7 +159,8 @@ class EdgeCall:
         q, k, v = (part.unflatten(1, self.shape[:2]).permute(1, 2, 0, 3) for part in parts)
         return (q, k, v) if gate is None else self._gated((q, k, v), gate, projection)
 
-    def _projection(self, layer: int) -> Projection:
+    def projection(self, layer: int) -> Projection:
+        """From readers' inputs to q, k and v of a block in this run."""
         projection = self.backend.projection(layer, self.graph.convention)
         if layer in self.beside.scales:
             projection = replace(projection, scale=self.beside.scales[layer].flatten(0, 1))

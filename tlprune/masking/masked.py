@@ -20,16 +20,16 @@ from tlprune.masking.ablation import Ablation, Resample
 from tlprune.masking.beside import Beside
 from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
+from tlprune.masking.crossing import crossings_of, graph_of, run_crossed
 from tlprune.masking.discovered import ablation_of_discovery
 from tlprune.masking.drawn_weights import DrawnWeights
-from tlprune.masking.edges import run_edges
 from tlprune.masking.installing import installed_masks, refuse_installed
 from tlprune.masking.masks import Masks
 from tlprune.masking.nodes import node_edits
 from tlprune.masking.sites import edges
 from tlprune.masking.workspace import Pool
 from tlprune.placing import spans_of
-from tlprune.sites import Neurons, Sites, Weights
+from tlprune.sites import BY_SPAN, Neurons, Sites, Weights
 from tlprune.spans import Group, Spanned, check_covered
 from tlprune.task import Batch, Tokens
 
@@ -119,7 +119,7 @@ class Masked:
         group = self.sites.group("weights") if "weights" in self.sites.kinds else None
         names = [matrix.name for matrix in group.matrices] if isinstance(group, Weights) else []
         inside = all(name.startswith(("blocks.", "embed.", "pos_embed.")) for name in names)
-        return inside and self.norm == "recomputed" and "edges" not in self.sites.kinds
+        return inside and self.norm == "recomputed" and not self.wanted.streams
 
     def stream(
         self, batch: Batch, *, mask: Float[Tensor, "site"] | DrawnWeights, replaced: Activations
@@ -200,11 +200,12 @@ class Masked:
         edits = {**node_edits(self.sites, parts, replaced, self.backend.architecture), **_fixed(scales)}
 
         def run() -> Tensor:
-            if "edges" not in parts:
+            if not self.wanted.streams:
                 return (read or self.backend.run)(tokens, edits, positions)
             beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen)
-            return run_edges(
-                self.backend, self.graph, tokens, parts["edges"], replaced,
+            crossings, graph = crossings_of(self.sites, parts, tokens, spans), graph_of(self.sites, self.backend)
+            return run_crossed(
+                self.backend, graph, tokens, parts.get("edges"), crossings, replaced,
                 positions=positions, pool=self._pool, beside=beside,
             )  # fmt: skip
 
@@ -253,7 +254,7 @@ class Masked:
     def _part(self, group: Group, values: Tensor, spans: Tensor | None) -> Tensor:
         """The mask of one kind, with an example and a position axis where it differs by span."""
         part = values[..., self.sites.part(group.kind)]
-        if not isinstance(group, Spanned):
+        if not isinstance(group, BY_SPAN) or not group.spans:
             return part
         if spans is None:
             raise ValueError(
@@ -265,7 +266,7 @@ class Masked:
                 f"These masks know {len(group.spans)} spans but a position has number {int(spans.max())}. Number them "
                 f"as in {', '.join(group.spans)}."
             )
-        return group.spread(part, spans.to(part.device))
+        return group.spread(part, spans.to(part.device)) if isinstance(group, Spanned) else part
 
     @property
     def _mask_dtype(self) -> torch.dtype:
@@ -311,7 +312,9 @@ def _without_padding(tokens: Tokens, spans: Tensor | None) -> tuple[Tokens, Tens
 
 def _with_all_edges(masked: Masked) -> Masked:
     """The same masks beside edges that are all kept, so that there are readers to look at."""
-    sites = masked.sites + edges(masked.model)
+    kinds = masked.sites.kinds
+    kv = graph_of(masked.sites, masked.backend).convention.kv if "attention_edges" in kinds else "shared"
+    sites = masked.sites + edges(masked.model, kv=kv)
     everything = Circuit(sites, torch.ones(len(sites), dtype=torch.bool))
     return Masked(masked.model, everything, masked.ablation, norm=masked.norm)
 
@@ -350,4 +353,5 @@ def _scaled(weights: Group, values: Tensor) -> Mapping[str, Callable[[Tensor], T
 
 def _wanted(sites: Sites) -> Wanted:
     neurons = sites.bare("neurons") if "neurons" in sites.kinds else None
-    return Wanted("edges" in sites.kinds, neurons.layers if isinstance(neurons, Neurons) else ())
+    streams = not {"edges", "attention_edges"}.isdisjoint(sites.kinds)
+    return Wanted(streams, neurons.layers if isinstance(neurons, Neurons) else ())

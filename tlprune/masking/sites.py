@@ -7,7 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from tlprune.backends import backend_of
+from tlprune.between_spans import AttentionEdges, every_pair, key_value_readers, pair_of
 from tlprune.graph import Convention, Graph
+from tlprune.masking.checks import refuse_post_norm
 from tlprune.placing import flow_of
 from tlprune.sites import Neurons, Nodes, Sites, Weights
 from tlprune.spans import Group, Spanned
@@ -41,6 +43,48 @@ def edges(
         ValueError: the task names no spans.
     """
     return _sites(model, _graph(model, Convention(embeddings, kv, qkv, heads)), spans)
+
+
+def attention_edges(
+    model: Any,
+    pattern: str = "*",
+    *,
+    spans: Iterable[str] = (),
+    pairs: Iterable[str] = (),
+    kv: Literal["shared", "per_query_head"] = "shared",
+) -> Sites:
+    """What attention moves between named spans, head by head, by keys and by values apart: ``a1.h0<v>@s1->end``.
+
+    With mask ``m`` the queries in span ``end`` see, at the positions of ``s1``, ``m v + (1 - m) v~`` in place of the
+    head's values ``v``, where ``v~`` is what the head makes of the residual stream of the replacing run; alike for
+    keys. Queries in other spans, and the residual stream itself, are left alone. Where no position of the source is at
+    or before one of the query span, a site does nothing.
+
+    Args:
+        model: a TransformerLens model; not an encoder that normalises every sum.
+        pattern: which readers of keys and values, such as ``"a[6-9].*<v>"``; several with ``|``.
+        spans: names of a task's spans: ``task.span_names``; without any the whole prompt is one, ``rest``.
+        pairs: which pairs of a source and a query span, such as ``"s1->end"``; by default all, ``rest`` included.
+            :func:`tlprune.tasks.attended_pairs` has those of a task in which a query can see a source.
+        kv: under grouped-query attention, keys and values per key/value head or per query head.
+
+    Raises:
+        ValueError: no reader of the model is called so, a pair is not of these spans, or the model is such an encoder.
+
+    Source: Haklay et al., "Position-aware Automatic Circuit Discovery" (2025).
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("copy")
+        >>> sites = attention_edges(planted.model, "a1.*<v>", spans=["copied", "end"])
+        >>> sites, sites.name(1)
+        (Sites(36 attention_edges), 'a1.h0<v>@copied->end')
+    """
+    backend, named = backend_of(model), tuple(spans)
+    refuse_post_norm(backend)
+    readers = _matching(key_value_readers(backend.architecture, Convention(kv=kv)), pattern, "keys and values")
+    chosen = tuple(pair_of(pair) for pair in pairs) or every_pair(named)
+    return Sites((AttentionEdges(readers, named, chosen),))
 
 
 def nodes(

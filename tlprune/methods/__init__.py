@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tlprune.methods.acdc import ACDC
 from tlprune.methods.atp import AtP
+from tlprune.methods.attention_eap import AttentionEAP
 from tlprune.methods.eap import EAP
 from tlprune.methods.eap_ig import EAPIG
 from tlprune.methods.edge_pruning import EdgePruning
@@ -15,7 +16,7 @@ from tlprune.methods.information_flow import InformationFlowRoutes
 from tlprune.methods.knowledge import KnowledgeSubnetwork
 from tlprune.methods.magnitude import WeightMagnitude
 from tlprune.methods.multi_granular import MultiGranularPruning
-from tlprune.methods.patching import EdgePatching, NodePatching
+from tlprune.methods.patching import AttentionPatching, EdgePatching, NodePatching
 from tlprune.methods.random import Random, RandomNodes
 from tlprune.methods.relp import RelP
 from tlprune.methods.saliency import Saliency
@@ -26,6 +27,8 @@ from tlprune.methods.uniform_gradient_sampling import UGS
 METHODS = {
     "eap": EAP,
     "acdc": ACDC,
+    "attention-eap": AttentionEAP,
+    "attention-patching": AttentionPatching,
     "eap-ig": EAPIG,
     "edge-pruning": EdgePruning,
     "ensemble": Ensemble,

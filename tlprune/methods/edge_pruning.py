@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tlprune.circuit import Circuit
 from tlprune.gates import HardConcrete
+from tlprune.grouping import of_heads
 from tlprune.learning.budgets import Budget, Budgets
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import Masks
+from tlprune.masking.sites import attention_edges as attention_sites
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.methods.mask_training import MaskTraining
 from tlprune.methods.recipe import Recipe
@@ -22,7 +24,7 @@ from tlprune.methods.scales import By, check_by, scaled, scores_of
 from tlprune.methods.scoring import check_sparsity
 from tlprune.methods.scoring import size as count_of
 from tlprune.methods.writer_gates import joint_circuit, joint_scores, reached_circuit, started, with_writers
-from tlprune.scores import Scores
+from tlprune.scores import Scores, check_count
 from tlprune.sites import Sites
 from tlprune.task import Discovery
 
@@ -69,6 +71,8 @@ class EdgePruning(MaskTraining):
         rise: steps over which targets rise.
         spans: names of the task's spans; every edge then has a gate for each span, and one for the rest of the prompt,
             and ``edges`` counts pairs of edge and span.
+        attention_edges: gives what heads move from each span to each a gate, too, and is how many of these to keep
+            beside the edges, as of :func:`~tlprune.attention_edges`; needs ``spans``.
 
     Source: Bhaskar, Wettig, Friedman, Chen, "Finding Transformer Circuits with Edge Pruning" (NeurIPS 2024). Warm
     starts: Mondorf et al., "BlackboxNLP-2025 MIB Shared Task: Exploring Ensemble Strategies for Circuit Localization
@@ -104,6 +108,7 @@ class EdgePruning(MaskTraining):
     warmup: int | None = None
     rise: int | None = None
     spans: tuple[str, ...] = ()
+    attention_edges: int | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -136,6 +141,11 @@ class EdgePruning(MaskTraining):
                 f"Edges by span have gates of their own and an exact number, but size is {self.size!r} and "
                 f"node_sparsity {self.node_sparsity}. Leave these out, or spans."
             )
+        if self.attention_edges is not None and not self.spans:
+            raise ValueError(
+                f"Attention edges lead from span to span, but {self.attention_edges} are asked for without spans. Name "
+                "those of the task: spans=task.span_names."
+            )
         if self.size == "exact":
             if self.edges is None and 1 <= self.sparsity < 2:
                 raise ValueError(
@@ -155,20 +165,29 @@ class EdgePruning(MaskTraining):
     def sites(self, model: Any) -> Sites:
         embeddings = "kept" if self.keep_embeddings else "merged"
         found = edge_sites(model, embeddings=embeddings, kv=self.kv, qkv=self.qkv, heads=self.heads, spans=self.spans)
+        if self.attention_edges is not None:
+            kv = "per_query_head" if of_heads(found.graph).convention.ungrouped else "shared"
+            return found + attention_sites(model, spans=self.spans, kv=kv)
         return found if self.node_sparsity is None else with_writers(found)
 
     def keep(self, sites: Sites) -> dict[str, int]:
         if self.size == "reached":
             return {}
-        return {"edges": count_of(self.edges, self.sparsity, Sites((sites.group("edges"),)))}
+        counts = {"edges": count_of(self.edges, self.sparsity, Sites((sites.group("edges"),)))}
+        if self.attention_edges is not None:
+            check_count(self.attention_edges, Sites((sites.group("attention_edges"),)))
+            counts["attention_edges"] = self.attention_edges
+        return counts
 
     def circuit(self, masks: Masks, provenance: Mapping[str, Any]) -> Circuit:
         if self.size == "reached":
             return reached_circuit(masks, provenance)
+        if self.attention_edges is not None:
+            return masks.circuit(**self.keep(masks.sites), provenance=provenance)
         return joint_circuit(masks, self.keep(masks.sites)["edges"], provenance)
 
     def scores(self, masks: Masks, provenance: Mapping[str, Any]) -> Scores:
-        return joint_scores(masks, provenance)
+        return joint_scores(masks, provenance) if self.attention_edges is None else masks.scores(provenance)
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
         gate = HardConcrete(initial=RECIPES[self.recipe].initial)
@@ -204,13 +223,23 @@ class EdgePruning(MaskTraining):
         return replace(RECIPES[self.recipe], **{name: value for name, value in own.items() if value is not None})
 
     def _budget(self, masks: Masks, recipe: Recipe, steps: int) -> Budget | Budgets:
-        kind = None if self.node_sparsity is None else "edges"
         if self.size == "reached":
-            own = recipe.pressure(self.sparsity, steps, on=kind)
+            kind = None if self.node_sparsity is None else "edges"
+            own: Any = recipe.pressure(self.sparsity, steps, on=kind)
         else:
-            total = len(masks.log_alpha[masks.part("edges")])
-            own = replace(recipe.budget(self.keep(masks.sites)["edges"], total, steps), on=kind)
+            own = self._exact_budget(masks, recipe, steps)
         return own if self.node_sparsity is None else own + recipe.pressure(self.node_sparsity, steps, on="nodes")
+
+    def _exact_budget(self, masks: Masks, recipe: Recipe, steps: int) -> Budget | Budgets:
+        """A target for each kind of site that the circuit has an exact number of."""
+        counts = self.keep(masks.sites)
+        budgets = [
+            replace(recipe.budget(count, len(masks.log_alpha[masks.part(kind)]), steps), on=kind)
+            for kind, count in counts.items()
+        ]
+        if len(budgets) > 1:
+            return Budgets(tuple(budgets))
+        return replace(budgets[0], on=None) if self.node_sparsity is None else budgets[0]
 
 
 RECIPES = {

@@ -18,7 +18,7 @@ from tlprune.masking.cache import reference_predictions
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.methods.effects import bar, check_batch_size, check_objective, losses_under, reference_of
-from tlprune.methods.scoring import EdgeScoring, NodeScoring, Scoring
+from tlprune.methods.scoring import AttentionScoring, EdgeScoring, NodeScoring, Scoring
 from tlprune.sites import Sites
 from tlprune.task import Batch, Discovery
 
@@ -129,7 +129,67 @@ class EdgePatching(_Patching, EdgeScoring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodePatching(_Patching, NodeScoring):
+class _WholeRuns(_Patching, ABC):
+    """Exact patching by whole runs of the model, one for each site."""
+
+    def rises(
+        self, model: Any, examples: Batch, clean: Batch, sites: Sites, ablation: Ablation, *, progress: bool
+    ) -> Float[Tensor, "site"]:
+        masked = Masked(model, Masks(sites), ablation)
+        examples, clean = examples.to(masked.backend.device), clean.to(masked.backend.device)
+        reference = reference_of(masked.cache(clean), clean, batch_size=self.batch_size)
+        options = {"cache": masked.cache(examples), "reference": reference, "batch_size": self.batch_size}
+        (whole,) = losses_under(masked, torch.ones(1, len(sites)), examples, self.objective, **options)
+        found = [
+            losses_under(masked, _without(part, len(sites)), examples, self.objective, **options)
+            for part in bar(torch.arange(len(sites)).split(_AT_ONCE), progress)
+        ]
+        return torch.cat(found) - whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPatching(_WholeRuns, AttentionScoring):
+    """Replace what one head moves from one span to another, by keys or by values, alone, and measure the objective.
+
+    ``score(e) = L(all but e) - L(full)``, the mean over training examples, in the objective's unit; positive where the
+    attention edge helps. Exact: what :class:`~tlprune.AttentionEAP` estimates. One run of the model per site and batch
+    of examples, in which attention is run once for each span of queries.
+
+    ``direction="denoising"`` restores the clean keys or values in the run on the twin instead: ``L(twin's run) -
+    L(twin's run with e clean)``. It needs :class:`~tlprune.Resample`.
+
+    Attributes:
+        sparsity: fraction of the attention edges to remove, in (0, 1).
+        attention_edges: how many to keep; instead of ``sparsity``.
+        selection: which circuit of this size is taken.
+        pattern: names of readers of keys and values, as of :func:`~tlprune.attention_edges`.
+        spans: names of the task's spans.
+        pairs: source and query spans, such as ``"s1->end"``; by default all.
+        kv: under grouped-query attention, keys and values per key/value head or per query head.
+        objective: ``L``; any one objective, :class:`~tlprune.KL` too.
+        direction: ``"noising"`` or ``"denoising"``.
+        batch_size: pairs of site and example per forward pass.
+
+    Raises:
+        ValueError: the objective is a sum or of the complement; denoising under another ablation.
+
+    Source: Haklay et al., "Position-aware Automatic Circuit Discovery" (2025), on edges between positions.
+
+    Example:
+        >>> import tlprune as tp
+        >>> planted = tp.planted("copy")
+        >>> method = AttentionPatching(attention_edges=1, spans=planted.task.span_names, pairs=("copied->end",))
+        >>> method.find(planted.model, planted.task).names
+        ['a1.h1<v>@copied->end']
+    """
+
+    def __post_init__(self) -> None:
+        AttentionScoring.__post_init__(self)
+        self.check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePatching(_WholeRuns, NodeScoring):
     """Replace every writer alone and measure the objective: activation patching of embeddings, heads and MLPs.
 
     ``score(n) = L(without n) - L(full)``, the mean over training examples, in the objective's unit; positive where the
@@ -164,20 +224,6 @@ class NodePatching(_Patching, NodeScoring):
     def __post_init__(self) -> None:
         NodeScoring.__post_init__(self)
         self.check()
-
-    def rises(
-        self, model: Any, examples: Batch, clean: Batch, sites: Sites, ablation: Ablation, *, progress: bool
-    ) -> Float[Tensor, "site"]:
-        masked = Masked(model, Masks(sites), ablation)
-        examples, clean = examples.to(masked.backend.device), clean.to(masked.backend.device)
-        reference = reference_of(masked.cache(clean), clean, batch_size=self.batch_size)
-        options = {"cache": masked.cache(examples), "reference": reference, "batch_size": self.batch_size}
-        (whole,) = losses_under(masked, torch.ones(1, len(sites)), examples, self.objective, **options)
-        found = [
-            losses_under(masked, _without(part, len(sites)), examples, self.objective, **options)
-            for part in bar(torch.arange(len(sites)).split(_AT_ONCE), progress)
-        ]
-        return torch.cat(found) - whole
 
 
 def _without(places: Int[Tensor, "mask"], count: int) -> Float[Tensor, "mask site"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tlprune.circuit import Circuit
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.masks import kept_at
+from tlprune.masking.sites import attention_edges as attention_sites
 from tlprune.masking.sites import edges as edge_sites
 from tlprune.masking.sites import follow
 from tlprune.masking.sites import nodes as node_sites
@@ -142,6 +143,38 @@ class NodeScoring(Scoring):
 
     def count(self, sites: Sites) -> int:
         return size(self.nodes, self.sparsity, sites)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionScoring(Scoring):
+    """A method that scores attention edges.
+
+    Attributes:
+        sparsity: fraction of the attention edges to remove, in (0, 1).
+        attention_edges: how many to keep; instead of ``sparsity``.
+        selection: which circuit of this size is taken.
+        pattern: names of readers of keys and values, as of :func:`~tlprune.attention_edges`.
+        spans: names of the task's spans.
+        pairs: source and query spans, such as ``"s1->end"``; by default all.
+        kv: under grouped-query attention, keys and values per key/value head or per query head.
+    """
+
+    sparsity: float = 0.95
+    attention_edges: int | None = None
+    selection: Selection = field(default=Top())
+    pattern: str = "*"
+    spans: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    kv: Literal["shared", "per_query_head"] = "shared"
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity, self.attention_edges)
+
+    def sites(self, model: Any) -> Sites:
+        return attention_sites(model, self.pattern, spans=self.spans, pairs=self.pairs, kv=self.kv)
+
+    def count(self, sites: Sites) -> int:
+        return size(self.attention_edges, self.sparsity, sites)
 
 
 def check_numbers(values: Tensor) -> None:

@@ -49,7 +49,7 @@ from tlprune.tasks.mib.building import mib
 from tlprune.tasks.mib.known import MIB_TASKS
 from tlprune.tasks.pairs import Pair, from_pairs
 from tlprune.tasks.prompted import prompted
-from tlprune.tasks.schema import covered, with_spans
+from tlprune.tasks.schema import attended_pairs, covered, with_spans
 from tlprune.tasks.tagged_lines import to_jsonl
 
 
@@ -121,6 +121,7 @@ __all__ = [
     "Templates",
     "Worded",
     "ag_news",
+    "attended_pairs",
     "boolean_expressions",
     "classification",
     "cola",

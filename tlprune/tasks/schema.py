@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tlprune.spans import GAP, check_spans
+from tlprune.placing import flow_of
+from tlprune.spans import GAP, REST, check_spans
 from tlprune.task import Batch, Stream, Task
 
 Places = Callable[[list[int]], Mapping[str, Iterable[int]]]
@@ -69,6 +70,24 @@ def covered(task: Task) -> Task:
     table = torch.full((len(every) + 1,), -1)
     table[kept] = torch.arange(len(kept))
     return _with_numbers(whole, tuple(every[number] for number in kept), lambda batch: table[_spans_of(batch)])
+
+
+def attended_pairs(task: Task) -> tuple[str, ...]:
+    """Pairs of spans such that in some training or validation prompt a query in the second sees the first.
+
+    Where a span never comes before another, what attention moves from it to the other is nothing, and
+    :func:`tlprune.attention_edges` need have no site for it. A position sees itself and all before it.
+
+    Args:
+        task: the task; ``rest`` is what lies in no named span.
+
+    Example:
+        >>> import tlprune as tp
+        >>> attended_pairs(tp.planted("copy").task)  # the rest lies on either side
+        ('copied->copied', 'copied->end', 'copied->rest', 'end->end', 'rest->copied', 'rest->end', 'rest->rest')
+    """
+    flow = flow_of(task.discovery, task.span_names)
+    return (f"{REST}->{REST}",) if flow is None else tuple("->".join(pair) for pair in flow.moves)
 
 
 def _spans_of(batch: Batch) -> Tensor:
