@@ -9,7 +9,7 @@ import pytest
 import torch
 from hooked import NEEDS_HOOKED_TRANSFORMER
 from plain_crossing import keys_and_values, per_query_head, plain_crossed, silent
-from styles import CLEAN, CORRUPT, OTHERS, backend_of_style, error, model_of, probe
+from styles import CLEAN, CORRUPT, OTHERS, backend_of_style, error, fresh, model_of, probe
 from torch import Tensor
 
 import tlprune as tp
@@ -369,3 +369,17 @@ def test_attended_pairs_are_those_whose_masks_do_something() -> None:
     assert len(tp.attention_edges(planted.model, spans=task.span_names, pairs=pairs)) == 16 * 12
     assert tp.tasks.attended_pairs(tp.tasks.with_spans(task, [], lambda ids: {})) == ("rest->rest",)
     assert tp.tasks.attended_pairs(tp.tasks.covered(task))[:3] == ("..->..", "..->key", "..->value")
+
+
+def test_a_task_stands_for_its_spans_and_the_pairs_that_attention_of_the_model_can_see() -> None:
+    planted = tp.planted("induction")
+    task = planted.task
+    causal = tp.attention_edges(planted.model, spans=task)
+    pairs = tp.tasks.attended_pairs(task)
+    assert causal == tp.attention_edges(planted.model, spans=task.discovery)
+    assert causal == tp.attention_edges(planted.model, spans=task.span_names, pairs=pairs)
+    assert all_names(tp.attention_edges(planted.model, spans=task, pairs=["end->key"]))[0].endswith("@end->key")
+    both_ways = tp.attention_edges(fresh("no_norm", attention_dir="bidirectional"), spans=task)
+    assert any(name.endswith("@end->key") for name in all_names(both_ways))
+    with pytest.raises(ValueError, match="names none"):
+        tp.attention_edges(planted.model, spans=tp.tasks.with_spans(task, [], lambda ids: {}))

@@ -49,7 +49,7 @@ def attention_edges(
     model: Any,
     pattern: str = "*",
     *,
-    spans: Iterable[str] = (),
+    spans: Spans = (),
     pairs: Iterable[str] = (),
     kv: Literal["shared", "per_query_head"] = "shared",
 ) -> Sites:
@@ -63,13 +63,15 @@ def attention_edges(
     Args:
         model: a TransformerLens model; not an encoder that normalises every sum.
         pattern: which readers of keys and values, such as ``"a[6-9].*<v>"``; several with ``|``.
-        spans: names of a task's spans: ``task.span_names``; without any the whole prompt is one, ``rest``.
-        pairs: which pairs of a source and a query span, such as ``"s1->end"``; by default all, ``rest`` included.
-            :func:`tlprune.tasks.attended_pairs` has those of a task in which a query can see a source.
+        spans: names of a task's spans; without any the whole prompt is one, ``rest``. A task stands for all that it
+            names, and for the pairs of which some query sees the source in its prompts.
+        pairs: which pairs of a source and a query span, such as ``"s1->end"``; by default those of the task, or all,
+            ``rest`` included. Under causal attention :func:`tlprune.tasks.attended_pairs` has a task's, too.
         kv: under grouped-query attention, keys and values per key/value head or per query head.
 
     Raises:
-        ValueError: no reader of the model is called so, a pair is not of these spans, or the model is such an encoder.
+        ValueError: no reader of the model is called so, a pair is not of these spans, the task names none, or the model
+            is such an encoder.
 
     Source: Haklay et al., "Position-aware Automatic Circuit Discovery" (2025).
 
@@ -79,11 +81,16 @@ def attention_edges(
         >>> sites = attention_edges(planted.model, "a1.*<v>", spans=["copied", "end"])
         >>> sites, sites.name(1)
         (Sites(36 attention_edges), 'a1.h0<v>@copied->end')
+        >>> len(attention_edges(planted.model, "a1.*<v>", spans=planted.task))  # the end is seen by itself alone
+        28
     """
-    backend, named = backend_of(model), tuple(spans)
+    backend = backend_of(model)
     refuse_post_norm(backend)
     readers = _matching(key_value_readers(backend.architecture, Convention(kv=kv)), pattern, "keys and values")
-    chosen = tuple(pair_of(pair) for pair in pairs) or every_pair(named)
+    named, known = _named(spans), None
+    if isinstance(spans, (Task, Discovery)):
+        known = flow_of(_discovery(spans), named, causal=_causal(model))
+    chosen = tuple(pair_of(pair) for pair in pairs) or (every_pair(named) if known is None else known.moves)
     return Sites((AttentionEdges(readers, named, chosen),))
 
 
@@ -227,8 +234,11 @@ def follow(sites: Sites, model: Any, task: Task | Discovery) -> Sites:
         >>> known == sites, later.n_effective, tp.Circuit(known, later.kept).n_effective
         (True, 3, 0)
     """
-    discovery = task.discovery if isinstance(task, Task) else task
-    return sites.flowing(flow_of(discovery, sites.spans, causal=_causal(model))) if sites.spans else sites
+    return sites.flowing(flow_of(_discovery(task), sites.spans, causal=_causal(model))) if sites.spans else sites
+
+
+def _discovery(task: Task | Discovery) -> Discovery:
+    return task.discovery if isinstance(task, Task) else task
 
 
 def _causal(model: Any) -> bool:
@@ -237,15 +247,21 @@ def _causal(model: Any) -> bool:
 
 
 def _sites(model: Any, group: Group, spans: Spans) -> Sites:
+    named = _named(spans)
+    found = Sites((Spanned(group, named) if named else group,))
+    return follow(found, model, spans) if isinstance(spans, (Task, Discovery)) else found
+
+
+def _named(spans: Spans) -> tuple[str, ...]:
+    """Names of spans, all of them where a task stands for its own."""
     if not isinstance(spans, (Task, Discovery)):
-        named = tuple(spans)
-        return Sites((Spanned(group, named) if named else group,))
+        return tuple(spans)
     if not spans.span_names:
         raise ValueError(
             f"Sites by span need a task that names spans of its prompts but {spans.name!r} names none. Name them with "
             "tp.tasks.with_spans(task, names, places)."
         )
-    return follow(Sites((Spanned(group, spans.span_names),)), model, spans)
+    return spans.span_names
 
 
 def _matching(names: Iterable[str], pattern: str, what: str) -> tuple[str, ...]:
