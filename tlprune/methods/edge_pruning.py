@@ -35,8 +35,9 @@ class EdgePruning(MaskTraining):
 
     Every edge has a hard concrete gate. Training lowers ``KL(full || masked)`` at the answer positions (of a model with
     one output the squared difference) under a Lagrangian that raises sparsity to the target; the circuit is the edges
-    whose gates are most likely open, exactly as many as asked for. :data:`tlprune.recipes` has the paper's settings for
-    each of its tasks.
+    whose gates are most likely open, exactly as many as asked for, where those on no path from an embedding to the
+    logits make room for the next ones (:class:`~tlprune.TopConnected`). :data:`tlprune.recipes` has the paper's
+    settings for each of its tasks.
 
     Attributes:
         sparsity: fraction of the edges to remove, in (0, 1).
