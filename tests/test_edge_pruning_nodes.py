@@ -181,8 +181,9 @@ def test_settings_that_cannot_be_are_refused(settings: dict, words: str) -> None
 
 
 def test_hap_prunes_to_exact_numbers_of_edges_alone() -> None:
-    for settings in ({"node_sparsity": 0.5}, {"size": "reached", "recipe": "paper"}):
-        with pytest.raises(ValueError, match="HAP prunes edges to an exact number"):
+    moves = {"attention_edges": 2, "spans": ("end",)}
+    for settings in ({"node_sparsity": 0.5}, {"size": "reached", "recipe": "paper"}, moves):
+        with pytest.raises(ValueError, match="HAP prunes edges alone, to an exact number"):
             HAP(**settings)
 
 

@@ -15,6 +15,7 @@ from tlprune.methods.alive import DeadCircuitError
 from tlprune.methods.penalised import Penalised
 from tlprune.methods.subnetwork_probing import INITIAL
 from tlprune.models.planted import Planted
+from tlprune.selection.top_connected import TopConnected
 from tlprune.task import Stream, Tokenisation
 
 QUICK = {"steps": 12, "samples": 1, "rate": 0.2}
@@ -74,7 +75,7 @@ def test_both_branches_of_an_or_gate_are_kept_since_each_stands_in_for_the_noise
 def test_a_size_takes_the_gates_that_are_most_likely_open(kind: Any) -> None:
     method = kind(edges=7, **QUICK)
     scores = method.score(random_model(), random_task())
-    assert method.find(random_model(), random_task()) == scores.top(7)
+    assert method.find(random_model(), random_task()) == TopConnected().select(scores, 7)
     free = dataclasses.replace(method, edges=None).find(random_model(), random_task())
     assert torch.equal(free.kept, scores.values > 0)
 

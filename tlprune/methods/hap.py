@@ -48,10 +48,11 @@ class HAP(EdgePruning):
         node_sparsity: nothing but ``None``: edges that are left out have no writers to share.
         size: nothing but ``"exact"``.
         spans: as of :class:`EdgePruning`; the same as of ``attribution``.
+        attention_edges: nothing but ``None``: ``attribution`` scores edges alone.
 
     Raises:
         ValueError: ``attribution`` finds other sites, or keeps fewer edges than are to be kept in the end;
-            ``node_sparsity`` or ``size`` is another.
+            ``node_sparsity``, ``size`` or ``attention_edges`` is another.
 
     Source: Gu et al., "Discovering Transformer Circuits via a Hybrid Attribution and Pruning Framework" (2025).
 
@@ -67,10 +68,10 @@ class HAP(EdgePruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.node_sparsity is not None or self.size != "exact":
+        if self.node_sparsity is not None or self.size != "exact" or self.attention_edges is not None:
             raise ValueError(
-                f"HAP prunes edges to an exact number but node_sparsity is {self.node_sparsity} and size "
-                f"{self.size!r}. Leave both out, or take EdgePruning."
+                f"HAP prunes edges alone, to an exact number, but node_sparsity is {self.node_sparsity}, size "
+                f"{self.size!r} and attention_edges {self.attention_edges}. Leave these out, or take EdgePruning."
             )
 
     def masks(self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool) -> Masks:
