@@ -11,7 +11,7 @@ from torch import Tensor
 from tlprune.circuit import Circuit
 from tlprune.connecting import Edges, graph_of_edges
 from tlprune.flow import Flow
-from tlprune.incidence import Row, rows_of_nodes, writers_of_edges
+from tlprune.incidence import rows_of_nodes, writers_of_edges
 from tlprune.scores import check_count
 from tlprune.sites import Sites
 from tlprune.spans import Spanned
@@ -113,8 +113,7 @@ class _Growth:
         able = set(senders.tolist())
         self.left = [(s, node) for s in range(spans) for node in range(inner, last) if s * last + node in able]
         self.random.shuffle(self.left)
-        self._rows = rows_of_nodes(self.graph)
-        self._table = self.flow.table.tolist()
+        self._reads = self._all_reads(last)
         self.logits = [(span, last) for span, read in enumerate(self.flow.answers.tolist()) if read]
         self.open = [edge for node in self.logits for edge in self._edges_into(node)]
 
@@ -124,19 +123,30 @@ class _Growth:
         self.random.shuffle(found)
         return found
 
-    def _read_by(self, node: tuple[int, int]) -> list[tuple[int, Row]]:
-        """The readers of a node, and at which span: its own, and for k and v all that it attends to."""
-        span, writer = node
-        sources = [source for source, row in enumerate(self._table) if row[span]]
-        return [(source, row) for row in self._rows[writer] for source in (sources if row.moves else [span])]
+    def _all_reads(self, last: int) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
+        """Of each node's readers the span, the first edge into it and how many writers it reads.
+
+        The span is the node's own, and for k and v also each that it attends to.
+        """
+        table, size, rows = self.flow.table.tolist(), len(self.graph), rows_of_nodes(self.graph)
+        seen = [[source for source, row in enumerate(table) if row[span]] for span in range(len(table))]
+        return {
+            (span, node): [
+                (source, source * size + row.start, row.width)
+                for row in rows.get(node, ())
+                for source in (seen[span] if row.moves else [span])
+            ]
+            for span in range(len(table))
+            for node in range(last + 1)
+        }
 
     def _edges_into(self, node: tuple[int, int]) -> list[int]:
         """Edges from the nodes so far into a node."""
         return [
-            source * len(self.graph) + row.start + writer
-            for source, row in self._read_by(node)
+            start + writer
+            for source, start, width in self._reads[node]
             for writer in self.writers[source]
-            if writer < row.width
+            if writer < width
         ]
 
     def add_edge(self) -> bool:
@@ -161,12 +171,12 @@ class _Growth:
 
     def add_node(self, *, edge_in: bool = True) -> bool:
         """Add a random node with an edge in and an edge out; False when all are there."""
-        place = next((place for place in reversed(range(len(self.left))) if self._edges_out_of(self.left[place])), None)
-        if place is None:
+        ways = ((place, self._edges_out_of(self.left[place])) for place in reversed(range(len(self.left))))
+        place, out = next((way for way in ways if way[1]), (0, []))
+        if not out:
             return False
         node = self.left.pop(place)
         into = self._edges_into(node)
-        out = self._edges_out_of(node)
         if into and edge_in:
             self._keep_for_good(self.random.choice(into))
         self._keep_for_good(self.random.choice(out))
@@ -180,10 +190,10 @@ class _Growth:
         inner = len(self.graph.embeddings)
         readers = [(place, other) for place, own in enumerate(self.writers) for other in own if other >= inner]
         return [
-            span * len(self.graph) + row.start + writer
+            start + writer
             for other in (*readers, *self.logits)
-            for source, row in self._read_by(other)
-            if source == span and writer < row.width
+            for source, start, width in self._reads[other]
+            if source == span and writer < width
         ]
 
     def _keep_for_good(self, edge: int) -> None:
