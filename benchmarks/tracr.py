@@ -7,8 +7,8 @@ the package, other programs need ``pip install 'tlprune[tracr]'``. Everything is
 told a size are told that of the behavioural circuit; ACDC's follows from its threshold, that of ``paper`` from its
 gates.
 
-``nodes`` is the short recipe with gates on writers too and the released targets for them, ``warm`` the short recipe from
-EAP-IG's scores, with a loss that weighs thirty times as much. ``paper`` is the released code's training of the two
+``nodes`` is the short recipe with gates on writers too and the released targets for them, ``warm`` the short recipe
+from EAP-IG's scores, with a loss that weighs thirty times as much. ``paper`` is the released code's training of the two
 programs that it has: separate nodes for both embeddings, its rates, lengths and targets, for xproportion its loss over
 places and gates on nodes.
 """
