@@ -7,6 +7,8 @@ import pytest
 
 import tlprune as tp
 from tlprune.cli import FILES, main
+from tlprune.methods import METHODS
+from tlprune.studies.commands.sweep import SWEPT
 from tlprune.tasks.usual import by_span
 
 PLANTED = ["discover", "--model", "planted-and", "--task", "planted", "--edges", "5", "--steps", "120"]
@@ -188,6 +190,21 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["discover", "--help"])
     assert "--sparsity" in capsys.readouterr().out
+
+
+FLAGS = [("discover", name) for name in METHODS] + [("sweep", name) for name in SWEPT]
+
+
+@pytest.mark.parametrize("words", FLAGS, ids=str)
+def test_every_method_has_flags_those_of_its_own_methods_among_them(
+    words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, name = words
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--method", name, "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert ("--attribution.sparsity" in said) == (name == "hap")
 
 
 def test_a_compiled_program_brings_its_model_its_ablation_and_the_size_of_its_circuit(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tlprune.choices import choice, value_of
 
@@ -112,13 +112,13 @@ def _usage(words: Sequence[str]) -> int:
 
 
 def _discover(words: Sequence[str]) -> None:
-    from tyro.conf import OmitArgPrefixes
+    from tyro.conf import arg
 
     from tlprune.methods import METHODS
 
     kind = choice("method", value_of(words, "--method", Run.method), METHODS)
-
-    fields = [("run", OmitArgPrefixes[Run]), ("settings", OmitArgPrefixes[kind])]
+    # Not OmitArgPrefixes, under which the settings of a method's own methods would share its names.
+    fields = [("run", Annotated[Run, arg(name="")]), ("settings", Annotated[kind, arg(name="")])]
     command = dataclasses.make_dataclass("Discover", fields)
     command.__doc__ = "Find a circuit, measure it on test examples, draw it."
     parsed = _parse(command, _every_span(words), prog="tlprune discover")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import arg
 
 from tlprune.choices import choice, value_of
 from tlprune.files import write_whole
@@ -70,7 +70,7 @@ def settings_for(words: Sequence[str]) -> type:
     if recipe and name != Command.method:
         raise ValueError(f"The recipes are Edge Pruning's but the method is {name}. Leave one of the two out.")
     default = recipes[recipe].settings if recipe else kind()
-    fields = [("what", OmitArgPrefixes[Command]), ("settings", OmitArgPrefixes[_flags_of(default)])]
+    fields = [("what", Annotated[Command, arg(name="")]), ("settings", Annotated[_flags_of(default), arg(name="")])]
     made = dataclasses.make_dataclass("Sweep", fields, frozen=True)
     made.__doc__ = "Find and measure a circuit for each target sparsity and seed. Run again to go on."
     return made
