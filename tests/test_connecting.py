@@ -118,6 +118,20 @@ def test_edges_on_no_path_make_room_for_the_best_that_lie_on_one(name: str, by: 
             assert torch.equal(found.kept, taken | rest)
 
 
+@pytest.mark.parametrize("end", [torch.inf, -torch.inf])
+def test_infinite_scores_are_ranked_like_others(end: float) -> None:
+    graph = TINY["kept"]
+    for count in range(1, len(graph) + 1):
+        values = torch.linspace(1, 0.5, len(graph))
+        values[: len(graph) // 2] = end
+        large = values.nan_to_num(posinf=9.0, neginf=-9.0)
+        found, expected = (
+            tp.TopConnected().select(tp.Scores(tp.Sites((graph,)), own), count) for own in (values, large)
+        )
+        assert found.n_effective == expected.n_effective
+        assert len(found) == count
+
+
 def test_a_budget_of_nothing_is_refused_with_the_smallest_that_can() -> None:
     with pytest.raises(ValueError, match="at least 1 edge but 0 were asked for"):
         tp.TopConnected().select(draw(TINY["kept"], 0), 0)

@@ -170,16 +170,16 @@ def filled(
         ['input->logits', 'a0.h0->logits']
     """
     part = sites.part("edges")
-    count, own = int(kept[part].sum()), values[part]
-    if able is not None:
-        own = own.masked_fill(~able[part], -torch.inf)
+    count, own = int(kept[part].sum()), values[part].clamp(min=torch.finfo(values.dtype).min)
+    open_ = torch.ones_like(kept[part]) if able is None else able[part]
+    own = own.masked_fill(~open_, -torch.inf)  # below all that may be taken, whatever their values
     always = first(own, fixed)
 
     def live(size: int) -> Bool[Tensor, "edge"]:
         wider = kept.slice_scatter(first(own, size), 0, part.start, part.stop)
         return effective_sites(sites, wider)[part] | always
 
-    sizes = range(count, int(own.isfinite().sum()) + 1)
+    sizes = range(count, int(open_.sum()) + 1)
     within = bisect_right(sizes, count, key=lambda size: int(live(size).sum()))
     best = live(sizes[within - 1])
     rest = first(own.masked_fill(best, -torch.inf), count - int(best.sum()))
