@@ -14,7 +14,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.masking.sites import nodes as node_sites
-from tlprune.methods.effects import check_batch_size, check_objective, check_slope, layer_of, slopes
+from tlprune.methods.effects import check_batch_size, check_objective, check_points, layer_of, slopes
 from tlprune.methods.scoring import NodeScoring
 from tlprune.sites import Sites
 from tlprune.task import Batch, Discovery
@@ -73,10 +73,7 @@ class AtP(NodeScoring):
         super().__post_init__()
         check_objective(self.objective)
         check_batch_size(self.batch_size)
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1 but is {self.steps}. For the clean run alone give 1.")
-        if self.steps == 1:
-            check_slope(self.objective)
+        check_points(self.objective, self.steps)
         if self.drop not in ("none", "layers"):
             raise ValueError(f"drop must be 'none' or 'layers' but is {self.drop!r}. Choose one of these.")
 

@@ -14,7 +14,7 @@ from tlprune.masking.ablation import Ablation
 from tlprune.masking.installing import refuse_installed
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
-from tlprune.methods.effects import bar, check_batch_size, check_objective, check_slope
+from tlprune.methods.effects import bar, check_batch_size, check_objective, check_points
 from tlprune.methods.scoring import AttentionScoring
 from tlprune.sites import Sites
 from tlprune.task import Batch, Discovery
@@ -71,10 +71,7 @@ class AttentionEAP(AttentionScoring):
         super().__post_init__()
         check_objective(self.objective)
         check_batch_size(self.batch_size)
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1 but is {self.steps}. For the clean run alone give 1.")
-        if self.steps == 1:
-            check_slope(self.objective)
+        check_points(self.objective, self.steps)
 
     def values(
         self, model: Any, discovery: Discovery, sites: Sites, ablation: Ablation, *, progress: bool

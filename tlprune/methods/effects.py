@@ -48,6 +48,14 @@ def check_slope(objective: Objective) -> None:
         )
 
 
+def check_points(objective: Objective, steps: int) -> None:
+    """Raise a ValueError unless gradients are taken at some points, where the objective has one."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1 but is {steps}. For the clean run alone give 1.")
+    if steps == 1:
+        check_slope(objective)
+
+
 def check_batch_size(batch_size: int) -> None:
     """Raise a ValueError unless there is at least one example per forward pass."""
     if batch_size < 1:
