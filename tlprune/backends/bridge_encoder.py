@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from tlprune.backends.activations import Edits, Point, Projection, Steering, select
 from tlprune.backends.bridge_encoder_weights import CLASSES, EncoderPlaces, class_of
@@ -113,6 +114,9 @@ class BridgeEncoderBackend(TransformerBridgeBackend):
             tuple(self.places[f"blocks.{layer}.attn.{kind}_{part}"] for part in "QKV") for kind in ("W", "b")
         )
         return Projection(weights, biases, "none", self.model.cfg.eps)
+
+    def mlp_modules(self, layer: int) -> list[Module]:
+        return []
 
     def constants(self) -> list[Tensor]:
         return []

@@ -270,6 +270,9 @@ class HookedEncoderBackend(Runs):
     def output_weight(self, layer: int) -> Tensor:
         return self.model.blocks[layer].attn.W_O
 
+    def mlp_modules(self, layer: int) -> list[Module]:
+        return []
+
     def gate_bias(self, layer: int) -> Tensor | None:
         return None
 

@@ -324,6 +324,11 @@ class HookedTransformerBackend(Runs):
         block = self.model.blocks[layer]
         return block.attn.W_O * block.ln1_post.w if self._post_norms else block.attn.W_O
 
+    def mlp_modules(self, layer: int) -> list[Module]:
+        block = self.model.blocks[layer]
+        inside = [block.ln2, block.mlp, *([block.ln2_post] if self._post_norms else [])]
+        return [block.hook_mlp_in, *inside, block.hook_mlp_out]
+
     def gate_bias(self, layer: int) -> Tensor | None:
         return self.model.blocks[layer].mlp.b_in.detach() if self.model.cfg.gated_mlp else None
 

@@ -379,6 +379,10 @@ class TransformerBridgeBackend(Runs):
         gain = self.places.exact(f"blocks.{layer}.ln1_post.w")
         return weight if gain is None else (weight * gain).to(weight.dtype)
 
+    def mlp_modules(self, layer: int) -> list[nn.Module]:
+        block = self.model.blocks[layer]
+        return [block.ln2, block.mlp, *([block.ln2_post] if self._post_norms else [])]
+
     def gate_bias(self, layer: int) -> Tensor | None:
         return self.places.like.new_zeros(1).detach() if self._gated else None
 

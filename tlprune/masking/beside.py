@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tlprune.backends.activations import Edits, Point
+
+Mlps = Literal["auto", "stored", "recomputed"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Beside:
         edits: changes of what writers send, made before edges carry it, and of what norms divide by.
         outputs: output projections of the run that gave the replacements, layer by layer, if not this model's.
         scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
+        mlps: whether MLPs are computed again in the backward.
         seen: filled with what each reader sees, ``(example, pos, d_model)``, by the reader's name.
     """
 
@@ -26,6 +30,7 @@ class Beside:
     outputs: Sequence[Tensor] | None = None
     scales: Mapping[int, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] | None = None
+    mlps: Mlps = "auto"
 
 
 def frozen_norms(scales: Mapping[Point, Tensor]) -> Beside:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tlprune.backends.activations import Backend
+from tlprune.backends.activations import ROUNDING, Backend
 from tlprune.backends.processing import processing, signature
 from tlprune.between_spans import AttentionEdges, key_value_readers
 from tlprune.circuit import Circuit
@@ -18,9 +17,6 @@ from tlprune.grouping import of_heads
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.crossing import graph_of
 from tlprune.sites import Neurons, Nodes, Sites, Weights
-
-# Largest error of the all-ones run that rounding explains, relative to the largest logit, for a model of 12 layers.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 SAME_WEIGHTS = 1e-5  # how far folding and centring in float32 move a signature, relative to its scale
 FIXED = ("zero", "constant")  # what they put in a head's place knows nothing of its value biases

@@ -7,6 +7,7 @@ residual stream of the replacing run (``Activations.streams``); the third is one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from tlprune.grouping import of_heads, spread
 from tlprune.masking.beside import Beside, check_gradients
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
 from tlprune.masking.post_norm_edges import PostNormCall
+from tlprune.masking.recomputing import Recomputing
 from tlprune.masking.workspace import Pool, Workspace
 from tlprune.task import Tokens
 
@@ -118,6 +120,7 @@ class EdgeCall:
         learned = mask.requires_grad or any(tensor.requires_grad for tensor in replaced.tensors)
         self.trained = torch.is_grad_enabled() and learned
         self.token = torch.zeros((), device=backend.device, requires_grad=self.trained)
+        self.recomputing = Recomputing(backend, math.prod(lead), edits=beside.edits, mlps=beside.mlps)
         self.reads, self.writes = 0, 0
 
     # ---- writers
@@ -137,7 +140,7 @@ class EdgeCall:
 
     def mlp(self, layer: int, output: Tensor) -> None:
         slot = self._slot(layer) + self.graph.architecture.n_heads
-        self._write_stream(slot, output, self.replaced.mlps[layer])
+        self._write_stream(slot, self.recomputing.writes(layer, output), self.replaced.mlps[layer])
 
     def _slot(self, layer: int) -> int:
         return self.graph.attention_writers(layer) + self.always
@@ -177,7 +180,8 @@ class EdgeCall:
     def mlp_input(self, layer: int) -> Tensor:
         readers, base = self._next("mlp", layer)
         mask = self._block(readers)
-        return self._read_stream(_hard(mask) if self._scale_free(mask, base) else mask, base)
+        stream = self._read_stream(_hard(mask) if self._scale_free(mask, base) else mask, base)
+        return self.recomputing.reads(layer, stream)
 
     def final(self) -> Tensor:
         readers, base = self._next("logits", self.graph.architecture.n_layers)
@@ -211,7 +215,7 @@ class EdgeCall:
         return alone and not bool(base.any())
 
     def check_complete(self) -> None:
-        """Raise unless every writer wrote and every reader read exactly once."""
+        """Raise unless every writer wrote and every reader read exactly once; behind the run, without its hooks."""
         missing = self.reads != len(self.graph.readers) or self.writes != len(self.workspace.differences)
         if missing:
             raise RuntimeError(
@@ -219,6 +223,7 @@ class EdgeCall:
                 f"{len(self.workspace.differences)} writers were met during the run, so a hook did not fire. "
                 "Is part of the model skipped or replaced?"
             )
+        self.recomputing.try_out()
 
 
 def _hard(mask: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def installed_masks(masked: Any) -> Iterator[Any]:
         if "weights" in parts:
             stack.enter_context(backend.installed_weights(masked.scaled(parts)))
         if "edges" in parts:
-            pool, beside = Pool(most=1), Beside(edits, outputs)
+            pool, beside = Pool(most=1), Beside(edits, outputs, mlps="stored")
 
             def start(lead: tuple[int, ...]) -> EdgeCall | PostNormCall:
                 return edge_call(backend, sites.graph, lead, parts["edges"], replaced, pool=pool, beside=beside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from tlprune.circuit import Circuit
 from tlprune.graph import Graph
 from tlprune.grouping import whole_of
 from tlprune.masking.ablation import Ablation, Resample
-from tlprune.masking.beside import Beside
+from tlprune.masking.beside import Beside, Mlps
 from tlprune.masking.cache import RunCache
 from tlprune.masking.checks import check_model, check_same, check_sites
 from tlprune.masking.crossing import crossings_of, graph_of, run_crossed
@@ -50,6 +50,9 @@ class Masked:
         ablation: what replaces an ablated activation; by default :class:`~tlprune.Resample`.
         norm: ``"frozen"``: every norm divides by what it divides by in the unmasked model on the clean prompts, which
             makes a reader linear in its input (one more forward pass); ``"recomputed"``: by its own input's scale.
+        mlps: what a run under edge masks keeps of MLPs for its backward: all (``"stored"``); only what they read,
+            so that one layer's neurons are alive at a time and MLPs run once more (``"recomputed"``); or the latter
+            where the neurons of all layers would take more than 256 MiB (``"auto"``).
 
     Example:
         >>> import tlprune as tp
@@ -66,10 +69,12 @@ class Masked:
         ablation: Ablation | None = None,
         *,
         norm: Literal["recomputed", "frozen"] = "recomputed",
+        mlps: Mlps = "auto",
     ) -> None:
-        if norm not in ("recomputed", "frozen"):
-            raise ValueError(f"norm must be 'recomputed' or 'frozen' but is {norm!r}. Choose one of these.")
+        _check_choice("norm", norm, ("recomputed", "frozen"))
+        _check_choice("mlps", mlps, get_args(Mlps))
         self.model, self.masks = model, masks
+        self.mlps: Mlps = mlps
         self.norm: Literal["recomputed", "frozen"] = norm
         self.ablation = ablation or Resample()
         self.backend = backend_of(model)
@@ -202,7 +207,7 @@ class Masked:
         def run() -> Tensor:
             if not self.wanted.streams:
                 return (read or self.backend.run)(tokens, edits, positions)
-            beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen)
+            beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen, self.mlps)
             crossings, graph = crossings_of(self.sites, parts, tokens, spans), graph_of(self.sites, self.backend)
             return run_crossed(
                 self.backend, graph, tokens, parts.get("edges"), crossings, replaced,
@@ -302,6 +307,11 @@ class Masked:
         ones = torch.ones(len(self.sites), dtype=self._mask_dtype, device=self.backend.device)
         check_same(self.backend, self._run(tokens, ones, replaced, last, spans), self.backend.logits(tokens, last))
         checked.add(self.sites)
+
+
+def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)} but is {given!r}. Choose one of these.")
 
 
 def _without_padding(tokens: Tokens, spans: Tensor | None) -> tuple[Tokens, Tensor | None]:

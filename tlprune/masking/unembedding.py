@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from tlprune.backends.activations import Backend
-from tlprune.masking.checks import ROUNDING
+from tlprune.backends.activations import ROUNDING, Backend
 from tlprune.task import Batch
 
 _APART: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
