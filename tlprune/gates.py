@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +22,10 @@ class Gate(Protocol):
 
     Attributes:
         initial: first value of every ``log_alpha``.
+        flat_ends: whether a sampled value of exactly 0 or 1 has no gradient, so that the engine need not find one.
     """
+
+    flat_ends: ClassVar[bool]
 
     @property
     def initial(self) -> float: ...
@@ -79,6 +82,7 @@ class HardConcrete:
     low: float = -0.1
     high: float = 1.1
     epsilon: float = 1e-6
+    flat_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.low < 0 and self.high > 1 and self.temperature > 0):
@@ -160,6 +164,7 @@ class StraightThrough:
     initial: float = math.log(0.45 / 0.55)
     temperature: float = 1.0
     epsilon: float = 1e-10
+    flat_ends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
@@ -223,6 +228,7 @@ class Sigmoid:
     initial: float = 0.0
     temperature: float | Schedule = 1.0
     step: int = 0
+    flat_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_temperature(self._temperature)
@@ -271,6 +277,7 @@ class Heaviside:
 
     initial: float = 1.0
     temperature: float = 1.0
+    flat_ends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
@@ -323,6 +330,7 @@ class UniformGradient:
     """
 
     initial: float = 1.0
+    flat_ends: ClassVar[bool] = True
 
     def sample(self, log_alpha: Sites, generator: torch.Generator | None = None) -> Sites:
         """Draw one mask value for each site."""

@@ -142,10 +142,13 @@ class Projection:
             return scaled if gain is None else scaled * gain
         return mixed
 
-    def __call__(self, mixed: Float[Tensor, "reader token d_model"]) -> tuple[Float[Tensor, "_ token d_head"], ...]:
-        """q, k and v of every reader."""
-        normed = self.normalise(mixed).to(self.weights[0].dtype).split(self.splits)
-        parts = zip(self.biases, normed, self.weights, strict=True)
+    def __call__(
+        self, mixed: Float[Tensor, "stream token d_model"], of: Int[Tensor, "reader"] | None = None
+    ) -> tuple[Float[Tensor, "_ token d_head"], ...]:
+        """q, k and v of every reader; ``of`` says which stream each of them sees, by default its own."""
+        normed = self.normalise(mixed).to(self.weights[0].dtype)
+        seen = (normed if of is None else normed[of]).split(self.splits)
+        parts = zip(self.biases, seen, self.weights, strict=True)
         return tuple(torch.baddbmm(bias[:, None], part, weight) for bias, part, weight in parts)
 
 
@@ -182,12 +185,14 @@ class Backend(Protocol):
         d_model: width of its residual stream.
         predicts: ``"tokens"``: logits are over the vocabulary, at positions; ``"prompts"``: one row of class logits per
             prompt, ``(example, 1, class)``, whatever ``positions`` are asked for.
+        coupled: a norm behind attention divides the sum of a block's heads (Gemma 2), so that each moves the others.
     """
 
     model: Any
     architecture: Architecture
     d_model: int
     predicts: Literal["tokens", "prompts"]
+    coupled: bool
 
     @property
     def d_mlp(self) -> int:

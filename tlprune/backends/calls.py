@@ -56,6 +56,7 @@ class Runs(ABC):
     """Plain, edited and steered runs of a model, for a backend that says how it is hooked and how it is called."""
 
     model: Any
+    coupled: bool = False
 
     @abstractmethod
     def edited(self, edits: Edits, positions: Tensor | None = None) -> AbstractContextManager[set[Point]]: ...
@@ -95,7 +96,7 @@ class Runs(ABC):
         return logits
 
     def is_hooked(self) -> bool:
-        return any(point.fwd_hooks or point.bwd_hooks for point in self.model.hook_dict.values())
+        return any(point._forward_hooks or point._backward_hooks for point in self.model.hook_dict.values())
 
     def resume(
         self, tokens: Tokens, steering: Steering, convention: Convention, positions: Tensor, layers: Sequence[int]

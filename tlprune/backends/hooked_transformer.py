@@ -66,8 +66,8 @@ class HookedTransformerBackend(Runs):
     def __init__(self, model: Any) -> None:
         refuse_unsupported(model.cfg)
         self.model = model
-        self._post_norms = bool(getattr(model.cfg, "use_normalization_before_and_after", False)) and _has_norms(model)
-        if self._post_norms:
+        self.coupled = bool(getattr(model.cfg, "use_normalization_before_and_after", False)) and _has_norms(model)
+        if self.coupled:
             refuse_normed_biases(model, [block.attn.b_O for block in model.blocks])
         self.architecture = Architecture.of(model.cfg)
         self.d_model: int = model.cfg.d_model
@@ -118,7 +118,7 @@ class HookedTransformerBackend(Runs):
         if not _has_norms(self.model):
             return {}
         kinds = ["attention_norm", *["mlp_norm"] * self.architecture.has_mlp]
-        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
+        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self.coupled else []
         points = [(kind, layer) for layer in range(self.architecture.n_layers) for kind in kinds] + [("final_norm", 0)]
         seen: dict[str, Tensor] = {}
         names = [self._point(point) for point in points]
@@ -199,7 +199,7 @@ class HookedTransformerBackend(Runs):
 
     def _post_scales(self, wanted: Wanted) -> list[str]:
         """Where the norms behind attention say what they divide by, if there are any and edges need to know."""
-        layers = range(self.architecture.n_layers if self._post_norms and wanted.streams else 0)
+        layers = range(self.architecture.n_layers if self.coupled and wanted.streams else 0)
         return [self._point(("attention_post_norm", layer)) for layer in layers]
 
     # ---- steered runs
@@ -251,7 +251,7 @@ class HookedTransformerBackend(Runs):
             yield f"{block}hook_resid_pre", lambda _: stub, False
             for index, part in enumerate("qkv"):
                 yield f"{block}attn.hook_{part}", lambda _, index=index, reads=reads: reads.take(index), True
-            if self._post_norms:
+            if self.coupled:
                 yield f"{block}attn.hook_z", writes.before_norm, False
                 yield f"{block}ln1_post.hook_scale", writes.at_norm, False
                 yield f"{block}hook_attn_out", lambda _: stub, False
@@ -322,11 +322,11 @@ class HookedTransformerBackend(Runs):
 
     def output_weight(self, layer: int) -> Tensor:
         block = self.model.blocks[layer]
-        return block.attn.W_O * block.ln1_post.w if self._post_norms else block.attn.W_O
+        return block.attn.W_O * block.ln1_post.w if self.coupled else block.attn.W_O
 
     def mlp_modules(self, layer: int) -> list[Module]:
         block = self.model.blocks[layer]
-        inside = [block.ln2, block.mlp, *([block.ln2_post] if self._post_norms else [])]
+        inside = [block.ln2, block.mlp, *([block.ln2_post] if self.coupled else [])]
         return [block.hook_mlp_in, *inside, block.hook_mlp_out]
 
     def gate_bias(self, layer: int) -> Tensor | None:

@@ -82,8 +82,8 @@ class TransformerBridgeBackend(Runs):
         self.predicts: Literal["tokens", "prompts"] = predicts
         kind = NORMS[model.cfg.normalization_type]
         self.norms = Norms(places, kind, model.cfg.eps, self.final_norm)
-        self._post_norms = "ln1_post" in model.blocks[0]._modules
-        if self._post_norms:
+        self.coupled = "ln1_post" in model.blocks[0]._modules
+        if self.coupled:
             self.mlp_output = "ln2_post.hook_out"
             refuse_normed_biases(model, [places[f"blocks.{layer}.attn.b_O"] for layer in self._layers])
 
@@ -143,7 +143,7 @@ class TransformerBridgeBackend(Runs):
 
     def _norm_points(self) -> list[Point]:
         kinds = ["attention_norm", *["mlp_norm"] * self.architecture.has_mlp]
-        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self._post_norms else []
+        kinds += [kind.replace("norm", "post_norm") for kind in kinds] if self.coupled else []
         return [(kind, layer) for layer in self._layers for kind in kinds] + [("final_norm", 0)]
 
     def final(self, tokens: Tokens, edits: Edits, positions: Tensor | None) -> Tensor:
@@ -221,7 +221,7 @@ class TransformerBridgeBackend(Runs):
 
     def _normed_heads(self, wanted: Wanted) -> list[str]:
         """The sums of heads that a norm divides, if there are any and edges need to know."""
-        return [f"blocks.{layer}.ln1_post.hook_in" for layer in self._layers if self._post_norms and wanted.streams]
+        return [f"blocks.{layer}.ln1_post.hook_in" for layer in self._layers if self.coupled and wanted.streams]
 
     def _observed(self, wanted: Wanted) -> list[str]:
         outputs = ["attn.o.hook_in", self.mlp_output] if self.architecture.has_mlp else ["attn.o.hook_in"]
@@ -282,7 +282,7 @@ class TransformerBridgeBackend(Runs):
 
     def _head_hooks(self, block: str, writes: Writes, stub: Tensor) -> BridgeHooks:
         """Tell what heads send: at once, or when the norm behind them has told what it divides their sum by."""
-        if not self._post_norms:
+        if not self.coupled:
             return [(f"{block}attn.o.hook_in", lambda z: passed(writes.heads(self._by_head(z)), z[:1, :1]), False)]
         return [
             (f"{block}attn.o.hook_in", lambda z: writes.before_norm(self._by_head(z)).flatten(2), False),
@@ -381,7 +381,7 @@ class TransformerBridgeBackend(Runs):
 
     def mlp_modules(self, layer: int) -> list[nn.Module]:
         block = self.model.blocks[layer]
-        return [block.ln2, block.mlp, *([block.ln2_post] if self._post_norms else [])]
+        return [block.ln2, block.mlp, *([block.ln2_post] if self.coupled else [])]
 
     def gate_bias(self, layer: int) -> Tensor | None:
         return self.places.like.new_zeros(1).detach() if self._gated else None

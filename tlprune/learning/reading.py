@@ -35,6 +35,7 @@ def value_of(
     cache: RunCache,
     *,
     mask: Float[Tensor, "site"] | DrawnWeights,
+    flat_ends: bool = False,
     most: int = MOST_LOGITS,
 ) -> Float[Tensor, ""]:
     """The objective's value for some examples under given mask values.
@@ -45,13 +46,16 @@ def value_of(
         batch: the examples.
         cache: replacements and predictions of the split that they are of.
         mask: mask values, or masked weights of a draw.
+        flat_ends: whether mask values of exactly 0 and 1 need no gradient.
         most: logits that may be alive at once.
     """
     replaced = cache.replaced(batch)
     tokens = vocabulary(masked.backend)
     few = batch.positions.numel() * tokens <= most
     if few or not masked.ends_plain or not unembeds_apart(masked.backend, batch):
-        return objective(masked(batch, mask=mask, replaced=replaced), batch, cache.reference(batch))
+        return objective(
+            masked(batch, mask=mask, replaced=replaced, flat_ends=flat_ends), batch, cache.reference(batch)
+        )
     return _in_groups(objective, masked, batch, cache, mask, replaced, max(1, most // tokens))
 
 

@@ -88,9 +88,8 @@ class GroupedTrials:
 
 
 def reach_of(metric: HardMetric) -> Reach:
-    """How changes spread in the metric's model. A run tells whether a norm behind attention couples its heads."""
-    first = metric.parts[0].batch.clean.rows(torch.arange(1))
-    return Reach(metric.graph, coupled=bool(metric.backend.observe(first).sent))
+    """How changes spread in the metric's model."""
+    return Reach(metric.graph, coupled=metric.backend.coupled)
 
 
 def trials_of(metric: HardMetric, reach: Reach, *, batch_size: int) -> Trials:

@@ -117,7 +117,8 @@ class Training:
         if self._draws_weights:
             return self._backward_through_weights(weight, objective, part, share, number, cache)
         sample = self.masks.sample(self.generator)
-        value = value_of(objective, self.masked, part, cache, mask=run_of(sample, objective))
+        mask, flat = run_of(sample, objective), self.masks.gate.flat_ends
+        value = value_of(objective, self.masked, part, cache, mask=mask, flat_ends=flat)
         (share * (weight * value + self._pressure(sample, number) / len(self.terms))).backward()
         return share * float(value.detach())
 

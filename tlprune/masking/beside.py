@@ -22,6 +22,7 @@ class Beside:
         edits: changes of what writers send, made before edges carry it, and of what norms divide by.
         outputs: output projections of the run that gave the replacements, layer by layer, if not this model's.
         scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
+        flat_ends: whether mask values of exactly 0 and 1 need no gradient.
         mlps: whether MLPs are computed again in the backward.
         seen: filled with what each reader sees, ``(example, pos, d_model)``, by the reader's name.
     """
@@ -30,6 +31,7 @@ class Beside:
     outputs: Sequence[Tensor] | None = None
     scales: Mapping[int, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] | None = None
+    flat_ends: bool = False
     mlps: Mlps = "auto"
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,8 +20,9 @@ from tlprune.graph import Graph, Readers
 from tlprune.grouping import of_heads, spread
 from tlprune.masking.beside import Beside, check_gradients
 from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
+from tlprune.masking.in_play import Everything, in_play
 from tlprune.masking.post_norm_edges import PostNormCall
-from tlprune.masking.recomputing import Recomputing
+from tlprune.masking.recomputing import Recomputing, is_bare
 from tlprune.masking.workspace import Pool, Workspace
 from tlprune.task import Tokens
 
@@ -113,54 +113,74 @@ class EdgeCall:
     ) -> None:
         self.beside = beside
         self.backend, self.graph, self.mask, self.replaced = backend, graph, mask, replaced
-        self.always = int(graph.convention.embeddings == "kept")
         self.shape = (*lead, backend.d_model)
-        slots = len(graph.writers) + self.always
-        self.workspace = Workspace(pool, (slots, *self.shape), backend.dtype, backend.device)
+        self.play = self._in_play()
+        self.workspace = Workspace(pool, (self.play.count, *self.shape), backend.dtype, backend.device)
         learned = mask.requires_grad or any(tensor.requires_grad for tensor in replaced.tensors)
         self.trained = torch.is_grad_enabled() and learned
         self.token = torch.zeros((), device=backend.device, requires_grad=self.trained)
         self.recomputing = Recomputing(backend, math.prod(lead), edits=beside.edits, mlps=beside.mlps)
+        self.skipped = {own.layer for own in graph.readers if own.kind == "mlp" and self._can_skip(own)}
         self.reads, self.writes = 0, 0
+
+    def _in_play(self) -> Everything:
+        """All, if somebody else has a say in this run or looks at it."""
+        beside = self.beside
+        alone = not (beside.edits or beside.scales) and beside.outputs is None and beside.seen is None
+        decided = beside.flat_ends or not self.mask.requires_grad
+        if not alone or not decided or self.backend.is_hooked():
+            return Everything(self.graph)
+        return in_play(self.graph, self.mask, size=math.prod(self.shape), coupled=self.backend.coupled)
+
+    def _can_skip(self, mlp: Readers) -> bool:
+        """Whether nobody hears an MLP, or hooks on it."""
+        return not self.play.matter(mlp) and is_bare(self.backend.mlp_modules(mlp.layer))
 
     # ---- writers
 
     def embedding(self, index: int, value: Tensor) -> None:
         separate = self.graph.convention.embeddings == "separate"
         replaced = self.replaced.embeddings[index] if separate else self.replaced.streams[0]
-        self._write_stream(index, value, replaced)
+        self._write_stream(self.play.embedding(index), value, replaced)
 
     def heads(self, layer: int, z: Tensor) -> None:
         check_gradients(self.trained)
-        first = self._slot(layer)
         weight, replaced = self.backend.output_weight(layer), self.replaced.outgoing[layer]
         other = None if self.beside.outputs is None else self.beside.outputs[layer]
-        self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, first, other)
+        places = self.play.places(layer)
+        self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, places, other)
         self.writes += len(weight)
 
     def mlp(self, layer: int, output: Tensor) -> None:
-        slot = self._slot(layer) + self.graph.architecture.n_heads
-        self._write_stream(slot, self.recomputing.writes(layer, output), self.replaced.mlps[layer])
+        place = self.play.places(layer).mlp
+        self._write_stream(place, self.recomputing.writes(layer, output), self.replaced.mlps[layer])
 
-    def _slot(self, layer: int) -> int:
-        return self.graph.attention_writers(layer) + self.always
-
-    def _write_stream(self, slot: int, value: Tensor, replaced: Tensor) -> None:
+    def _write_stream(self, place: int | None, value: Tensor, replaced: Tensor) -> None:
         check_gradients(self.trained)
-        self.token = WriteStream.apply(self.token, value, replaced, self.workspace, slot)
         self.writes += 1
+        if place is not None:
+            self.token = WriteStream.apply(self.token, value, replaced, self.workspace, place)
 
     # ---- readers
 
     def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         projection = self.projection(layer)
         readers, base = self._next("attention", layer)
-        mask, gate = self._block(readers), None
-        if self._scale_free(mask, base) and projection.norm != "none":
-            mask, gate = _hard(mask), mask[..., 0]
-        parts = ReadProjected.apply(self.token, mask, base, self.workspace, projection, *projection.tensors)
+        if not self.play.matter(readers):
+            return self._silent(projection)
+        gated = self._scale_free(readers, base) and projection.norm != "none"
+        mask, rows = self.play.block(readers, self.mask), self.play.rows(readers)
+        mask = mask if rows is None else mask.index_select(-2, rows.chosen.to(mask.device))
+        parts = ReadProjected.apply(
+            self.token, _hard(mask) if gated else mask, base, self.workspace, projection, rows, *projection.tensors
+        )
         q, k, v = (part.unflatten(1, self.shape[:2]).permute(1, 2, 0, 3) for part in parts)
-        return (q, k, v) if gate is None else self._gated((q, k, v), gate, projection)
+        return self._gated((q, k, v), readers, projection) if gated else (q, k, v)
+
+    def _silent(self, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of heads that nobody hears."""
+        q, k, v = (weight.new_zeros(*self.shape[:2], *weight.shape[::2]) for weight in projection.weights)
+        return q, k, v
 
     def projection(self, layer: int) -> Projection:
         """From readers' inputs to q, k and v of a block in this run."""
@@ -169,8 +189,13 @@ class EdgeCall:
             projection = replace(projection, scale=self.beside.scales[layer].flatten(0, 1))
         return projection
 
-    def _gated(self, parts: tuple[Tensor, ...], gate: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+    def _gated(
+        self, parts: tuple[Tensor, ...], readers: Readers, projection: Projection
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Interpolate between what readers project from nothing and what they project from their only writer."""
+        gate = readers.block(self.mask)[..., 0]
+        if self.graph.convention.qkv == "joined":
+            gate = torch.cat([gate] * 3, -1)
         nothing = projection(gate.new_zeros(gate.shape[-1], 1, self.backend.d_model))
         gates = _over_examples(gate).split(projection.splits, dim=2)
         empty = [part.permute(1, 0, 2)[None] for part in nothing]
@@ -179,13 +204,15 @@ class EdgeCall:
 
     def mlp_input(self, layer: int) -> Tensor:
         readers, base = self._next("mlp", layer)
-        mask = self._block(readers)
-        stream = self._read_stream(_hard(mask) if self._scale_free(mask, base) else mask, base)
+        if layer in self.skipped:
+            return base.new_zeros(1, 1, self.backend.d_model, dtype=self.backend.dtype)
+        mask = self.play.block(readers, self.mask)
+        stream = self._read_stream(_hard(mask) if self._scale_free(readers, base) else mask, base)
         return self.recomputing.reads(layer, stream)
 
     def final(self) -> Tensor:
         readers, base = self._next("logits", self.graph.architecture.n_layers)
-        return self._read_stream(self._block(readers), base)
+        return self._read_stream(self.play.block(readers, self.mask), base)
 
     def _read_stream(self, mask: Tensor, base: Tensor) -> Tensor:
         return ReadStream.apply(self.token, mask, base, self.workspace)
@@ -198,29 +225,22 @@ class EdgeCall:
         base = self.replaced.streams[self.reads].to(self.workspace.exact_dtype).expand(self.shape)
         self.reads += 1
         if self.beside.seen is not None:
-            streams = mix(self._block(readers), base, self.workspace).detach().to(self.backend.dtype)
-            self.beside.seen.update(zip(readers.names, streams, strict=False))
+            streams = mix(self.play.block(readers, self.mask), base, self.workspace).detach().to(self.backend.dtype)
+            self.beside.seen.update(zip(readers.names, streams, strict=True))
         return readers, base
 
-    def _block(self, readers: Readers) -> Tensor:
-        """The readers' masks: a column of ones for embeddings always kept, rows three times for joined q, k and v."""
-        mask = readers.block(self.mask)
-        if readers.kind == "attention" and self.graph.convention.qkv == "joined":
-            mask = torch.cat([mask] * 3, -2)
-        return F.pad(mask, (self.always, 0), value=1.0) if self.always else mask
-
-    def _scale_free(self, mask: Tensor, base: Tensor) -> bool:
+    def _scale_free(self, readers: Readers, base: Tensor) -> bool:
         """Whether a reader sees nothing but one gated writer, whose scale a norm would undo."""
-        alone = mask.shape[-1] == 1 and not self.always and not self.beside.scales
+        alone = readers.width == 1 and not self.play.always and not self.beside.scales
         return alone and not bool(base.any())
 
     def check_complete(self) -> None:
         """Raise unless every writer wrote and every reader read exactly once; behind the run, without its hooks."""
-        missing = self.reads != len(self.graph.readers) or self.writes != len(self.workspace.differences)
-        if missing:
+        writers = len(self.graph.writers) + self.play.always
+        if self.reads != len(self.graph.readers) or self.writes != writers:
             raise RuntimeError(
-                f"{self.reads} of {len(self.graph.readers)} sets of readers and {self.writes} of "
-                f"{len(self.workspace.differences)} writers were met during the run, so a hook did not fire. "
+                f"{self.reads} of {len(self.graph.readers)} sets of readers and {self.writes} of {writers} "
+                f"writers were met during the run, so a hook did not fire. "
                 "Is part of the model skipped or replaced?"
             )
         self.recomputing.try_out()

@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from tlprune.backends.activations import Projection
+from tlprune.masking.in_play import Places, Rows
 from tlprune.masking.workspace import Workspace
 
 
@@ -37,7 +38,7 @@ class WriteStream(Function):
 
 
 class WriteHeads(Function):
-    """Store ``(z - z~) W_O`` of one block's heads from slot ``first`` on; ``z`` is ``(example, pos, head, d_head)``.
+    """Store ``(z - z~) W_O`` of one block's heads in their places; ``z`` is ``(example, pos, head, d_head)``.
 
     Where ``z~`` went through other weights ``U`` than this run's, ``z W_O - z~ U`` is stored.
     """
@@ -50,15 +51,18 @@ class WriteHeads(Function):
         weight: Tensor,
         replaced: Tensor,
         workspace: Workspace,
-        first: int,
+        places: Places,
         other: Tensor | None,
     ) -> Tensor:
-        ctx.workspace, ctx.first, ctx.replaced = workspace, first, replaced.shape
+        ctx.workspace, ctx.places, ctx.replaced = workspace, places, replaced.shape
         own = _heads_first(z - replaced if other is None else z)
         ctx.save_for_backward(weight, own if weight.requires_grad else None, other)
-        slots = torch.bmm(own, weight, out=workspace.write(first, len(weight)))
-        if other is not None:
-            slots -= torch.bmm(_heads_first(replaced.expand_as(z)), other)
+        _write_sum(own, weight, workspace, places)
+        heads = _of(own, places.own)
+        if len(heads):
+            slots = torch.bmm(heads, _of(weight, places.own), out=workspace.write(places.first, len(heads)))
+            if other is not None:
+                slots -= torch.bmm(_heads_first(replaced.expand_as(z)), other)
         return token.new_zeros(())
 
     @staticmethod
@@ -66,15 +70,40 @@ class WriteHeads(Function):
     def backward(ctx: Any, _: Tensor) -> Any:
         ctx.workspace.enter_backward()
         weight, own, other = ctx.saved_tensors
-        slots = ctx.workspace.gradients()[ctx.first : ctx.first + len(weight)]
-        gradient = slots.flatten(1, 2).to(weight.dtype)
-        to_z = _heads_last(torch.bmm(gradient, weight.mT), slots.shape[1:3])
+        gradient = _gathered(ctx.workspace.gradients(), ctx.places, len(weight)).to(weight.dtype)
+        shape = ctx.workspace.differences.shape[1:3]
+        to_z = _heads_last(torch.bmm(gradient, weight.mT), shape)
         to_weight = torch.bmm(own.mT, gradient) if ctx.needs_input_grad[2] else None
         to_replaced = None
         if ctx.needs_input_grad[3]:
-            sent = to_z if other is None else _heads_last(torch.bmm(gradient, other.mT), slots.shape[1:3])
+            sent = to_z if other is None else _heads_last(torch.bmm(gradient, other.mT), shape)
             to_replaced = -sent.sum_to_size(ctx.replaced)
         return gradient.new_zeros(()), to_z, to_weight, to_replaced, None, None, None
+
+
+def _write_sum(heads: Tensor, weight: Tensor, workspace: Workspace, places: Places) -> None:
+    """Heads that share a place, summed as the model sums them."""
+    if places.summed is None:
+        return
+    rows = heads[places.summed.to(heads.device)].transpose(0, 1).flatten(1)
+    (slot,) = workspace.write(places.first + len(_of(heads, places.own)), 1)
+    torch.mm(rows, weight[places.summed.to(weight.device)].flatten(0, 1), out=slot)
+
+
+def _gathered(gradients: Tensor, places: Places, n_heads: int) -> Tensor:
+    """The gradient of what each head sent, ``(head, token, d_model)``; 0 for heads without a place."""
+    if places.own is None:
+        return gradients[places.first : places.first + n_heads].flatten(1, 2)
+    result = gradients.new_zeros(n_heads, *gradients.shape[1:]).flatten(1, 2)
+    after = places.first + len(places.own)
+    result[places.own.to(result.device)] = gradients[places.first : after].flatten(1, 2)
+    if places.summed is not None:
+        result[places.summed.to(result.device)] = gradients[after].flatten(0, 1)
+    return result
+
+
+def _of(heads: Tensor, own: Tensor | None) -> Tensor:
+    return heads if own is None else heads[own.to(heads.device)]
 
 
 def _heads_first(z: Tensor) -> Tensor:
@@ -107,17 +136,27 @@ class ReadStream(Function):
 class ReadProjected(Function):
     """Mix, normalise and project all readers of one attention block: q, k and v, each ``(head, token, d_head)``.
 
+    ``mask`` has a row for each stream that some reader sees, and ``rows`` says which reader sees which.
+
     Only the mask is kept for the backward; mix and norm are computed again there, which costs less time and far less
     memory than keeping a stream per reader. ``tensors`` are the projection's own, given so that autograd knows them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, mask: Tensor, base: Tensor, workspace: Workspace, projection: Projection, *tensors: Any
+        ctx: Any,
+        token: Tensor,
+        mask: Tensor,
+        base: Tensor,
+        workspace: Workspace,
+        projection: Projection,
+        rows: Rows | None,
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
         ctx.workspace, ctx.projection = workspace, projection
+        ctx.of = None if rows is None else rows.of.to(mask.device)
         ctx.save_for_backward(mask, base, *tensors)
-        return projection(mix(mask, base, workspace).flatten(1, 2))
+        return projection(mix(mask, base, workspace).flatten(1, 2), ctx.of)
 
     @staticmethod
     @once_differentiable
@@ -125,29 +164,39 @@ class ReadProjected(Function):
         ctx.workspace.enter_backward()
         mask, base, *_ = ctx.saved_tensors
         mixed = mix(mask, base, ctx.workspace)
-        wanted = zip(ctx.projection.tensors, ctx.needs_input_grad[5:], strict=True)
+        wanted = zip(ctx.projection.tensors, ctx.needs_input_grad[6:], strict=True)
         trained = [tensor for tensor, needed in wanted if needed]
-        to_mixed, *to_trained = _backward_of_projection(ctx.projection, mixed.flatten(1, 2), gradients, trained)
+        to_mixed, *to_trained = _backward_of_projection(ctx.projection, mixed.flatten(1, 2), ctx.of, gradients, trained)
         to_mixed = to_mixed.view_as(mixed)
         to_mask = backward_of_mix(mask, to_mixed, ctx.workspace, wanted=ctx.needs_input_grad[1])
         found = iter(to_trained)
-        to_tensors = [next(found) if needed else None for needed in ctx.needs_input_grad[5:]]
+        to_tensors = [next(found) if needed else None for needed in ctx.needs_input_grad[6:]]
         to_base = to_mixed.sum(0) if ctx.needs_input_grad[2] else None
-        return mask.new_zeros(()), to_mask, to_base, None, None, *to_tensors
+        return mask.new_zeros(()), to_mask, to_base, None, None, None, *to_tensors
 
 
 def _backward_of_projection(
-    projection: Projection, mixed: Tensor, gradients: tuple[Tensor, ...], trained: list[Tensor]
+    projection: Projection,
+    mixed: Tensor,
+    of: Tensor | None,
+    gradients: tuple[Tensor, ...],
+    trained: list[Tensor],
 ) -> tuple[Tensor, ...]:
     """Gradients of the mixed inputs and of those of the projection's tensors that are trained."""
     with torch.enable_grad():
         mixed.requires_grad_()
         if trained:
-            return torch.autograd.grad(projection(mixed), [mixed, *trained], gradients)
+            return torch.autograd.grad(projection(mixed, of), [mixed, *trained], gradients)
         normed = projection.normalise(mixed)
-    to_normed = torch.empty_like(normed, dtype=projection.weights[0].dtype)
-    for part, gradient, weight in zip(to_normed.split(projection.splits), gradients, projection.weights, strict=True):
-        torch.bmm(gradient, weight.mT, out=part)
+    parts = zip(gradients, projection.weights, strict=True)
+    if of is None:
+        to_normed = torch.empty_like(normed, dtype=projection.weights[0].dtype)
+        for part, (gradient, weight) in zip(to_normed.split(projection.splits), parts, strict=True):
+            torch.bmm(gradient, weight.mT, out=part)
+    else:
+        to_normed = torch.zeros_like(normed)
+        for part, (gradient, weight) in zip(of.split(projection.splits), parts, strict=True):
+            to_normed.index_add_(0, part, torch.bmm(gradient, weight.mT).to(normed.dtype))
     return torch.autograd.grad(normed, mixed, to_normed.to(normed.dtype)) if normed is not mixed else (to_normed,)
 
 

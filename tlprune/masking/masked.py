@@ -101,6 +101,7 @@ class Masked:
         mask: Float[Tensor, "*lead site"] | DrawnWeights | None = None,
         replaced: Activations | None = None,
         spans: Int[Tensor, "example pos"] | None = None,
+        flat_ends: bool = False,
     ) -> Float[Tensor, "example answer vocab"]:
         """Logits of the masked model.
 
@@ -113,10 +114,12 @@ class Masked:
             replaced: what ablated activations become, if already known.
             spans: number of the span of each position in ``sites.spans``, -1 for none, for sites that differ by span;
                 a :class:`Batch` brings its own, which are matched by name.
+            flat_ends: whether values of exactly 0 and 1 in ``mask`` need no gradient, because the gate that gave them
+                has none there (``Gate.flat_ends``). Edges that are decided so cost less.
         """
         positions = clean.positions if isinstance(clean, Batch) else positions
         tokens, twins, spans = self._prompts(clean, corrupt, spans)
-        return self._called(tokens, twins, positions, mask, replaced, spans)
+        return self._called(tokens, twins, positions, mask, replaced, spans, flat_ends=flat_ends)
 
     @property
     def ends_plain(self) -> bool:
@@ -144,6 +147,7 @@ class Masked:
         spans: Tensor | None,
         *,
         read: Read | None = None,
+        flat_ends: bool = False,
     ) -> Tensor:
         if replaced is None:
             replaced = self.ablation.replaced(self.backend, tokens, twins, self.wanted)
@@ -153,7 +157,8 @@ class Masked:
         if positions is not None and all(value.shape[1] == 1 for value in replaced.tensors):
             tokens, spans = _without_padding(tokens, spans)
         self._self_test(tokens, replaced, spans)
-        return self._run(tokens, values, replaced, positions, spans, read=read)
+        flat_ends = flat_ends or (mask is None and self._has_flat_ends)
+        return self._run(tokens, values, replaced, positions, spans, read=read, flat_ends=flat_ends)
 
     def run_with_cache(
         self,
@@ -199,6 +204,7 @@ class Masked:
         *,
         seen: dict[str, Tensor] | None = None,
         read: Read | None = None,
+        flat_ends: bool = False,
     ) -> Tensor:
         parts = {} if isinstance(values, DrawnWeights) else self.parts(values, spans)
         scales = self.backend.norm_scales(tokens) if self.norm == "frozen" else {}
@@ -207,7 +213,7 @@ class Masked:
         def run() -> Tensor:
             if not self.wanted.streams:
                 return (read or self.backend.run)(tokens, edits, positions)
-            beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen, self.mlps)
+            beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen, flat_ends, self.mlps)
             crossings, graph = crossings_of(self.sites, parts, tokens, spans), graph_of(self.sites, self.backend)
             return run_crossed(
                 self.backend, graph, tokens, parts.get("edges"), crossings, replaced,
@@ -276,6 +282,10 @@ class Masked:
     @property
     def _mask_dtype(self) -> torch.dtype:
         return torch.promote_types(self.backend.dtype, torch.float32)
+
+    @property
+    def _has_flat_ends(self) -> bool:
+        return isinstance(self.masks, Masks) and self.masks.gate.flat_ends
 
     def _values(self) -> Tensor:
         return self.masks.kept if isinstance(self.masks, Circuit) else self.masks.sample()

@@ -49,7 +49,7 @@ class Recomputing:
         edited = {layer for kind, layer in edits if kind in INSIDE}
         in_turn = _IN_TURN.get(backend.model)
         able = [] if in_turn is False else sorted(set(layers) - edited)
-        bare = [layer for layer in able if _is_bare(backend.mlp_modules(layer))]
+        bare = [layer for layer in able if is_bare(backend.mlp_modules(layer))]
         self.untried = in_turn is None
         self.layers = set(bare[:1] if self.untried else bare)
         self.seen: tuple[Tensor, Tensor] | None = None
@@ -103,7 +103,7 @@ class Recomputed(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         stream, *tensors = ctx.saved_tensors  # raises if one was changed since
-        if not _is_bare(ctx.modules):
+        if not is_bare(ctx.modules):
             raise RuntimeError(
                 "An MLP is computed again in the backward, but hooks were put on it since the forward, so the gradient "
                 "would be another's. Remove them before the backward, or build Masked(..., mlps='stored')."
@@ -120,7 +120,7 @@ def _through(modules: Sequence[Module], stream: Tensor) -> Tensor:
     return stream
 
 
-def _is_bare(modules: Sequence[Module]) -> bool:
+def is_bare(modules: Sequence[Module]) -> bool:
     """Whether nothing happens in these modules but what their own weights say."""
     inside = [part for module in modules for part in module.modules()]
     hooks = any(map(_is_hooked, inside))
