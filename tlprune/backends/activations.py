@@ -352,6 +352,11 @@ class Backend(Protocol):
         ...
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that automatic casts give to products on a device, where they hold."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 def select(stream: Float[Tensor, "example pos d_model"], positions: Tensor | None) -> Tensor:
     """Rows of a stream at each example's answer positions, ``(example, answer, d_model)``."""
     if positions is None:

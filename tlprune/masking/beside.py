@@ -24,6 +24,7 @@ class Beside:
         scales: what the norm before attention divides by, ``(example, pos, 1)``, by layer; by default its input's own.
         flat_ends: whether mask values of exactly 0 and 1 need no gradient.
         mlps: whether MLPs are computed again in the backward.
+        buffers: type of the writers' differences, if not that of the model or of automatic casts.
         seen: filled with what each reader sees, ``(example, pos, d_model)``, by the reader's name.
     """
 
@@ -33,6 +34,7 @@ class Beside:
     seen: dict[str, Tensor] | None = None
     flat_ends: bool = False
     mlps: Mlps = "auto"
+    buffers: torch.dtype | None = None
 
 
 def frozen_norms(scales: Mapping[Point, Tensor]) -> Beside:

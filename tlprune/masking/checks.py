@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tlprune.backends.activations import ROUNDING, Backend
+from tlprune.backends.activations import ROUNDING, Backend, autocast_dtype
 from tlprune.backends.processing import processing, signature
 from tlprune.between_spans import AttentionEdges, key_value_readers
 from tlprune.circuit import Circuit
@@ -164,7 +164,8 @@ def check_same(backend: Backend, masked: Tensor, plain: Tensor) -> None:
         )
     scale = max(1.0, float(plain.abs().max()))
     error = float((masked - plain).abs().max()) / scale
-    allowed = ROUNDING[backend.precision] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))
+    precision = autocast_dtype(backend.device) or backend.precision
+    allowed = ROUNDING[precision] * max(1.0, math.sqrt(backend.architecture.n_layers / 12))
     if not error <= allowed:
         raise RuntimeError(
             f"With everything kept the masked model must equal the model, but logits differ by {error:.1e} of their "

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tlprune.backends.activations import Activations, Backend, Projection
+from tlprune.backends.activations import Activations, Backend, Projection, autocast_dtype
 from tlprune.graph import Graph, Readers
 from tlprune.grouping import of_heads, spread
 from tlprune.masking.beside import Beside, check_gradients
@@ -115,7 +115,9 @@ class EdgeCall:
         self.backend, self.graph, self.mask, self.replaced = backend, graph, mask, replaced
         self.shape = (*lead, backend.d_model)
         self.play = self._in_play()
-        self.workspace = Workspace(pool, (self.play.count, *self.shape), backend.dtype, backend.device)
+        self.cast = autocast_dtype(backend.device)
+        buffers = beside.buffers or self.cast or backend.dtype
+        self.workspace = Workspace(pool, (self.play.count, *self.shape), buffers, backend.device)
         learned = mask.requires_grad or any(tensor.requires_grad for tensor in replaced.tensors)
         self.trained = torch.is_grad_enabled() and learned
         self.token = torch.zeros((), device=backend.device, requires_grad=self.trained)
@@ -145,8 +147,8 @@ class EdgeCall:
 
     def heads(self, layer: int, z: Tensor) -> None:
         check_gradients(self.trained)
-        weight, replaced = self.backend.output_weight(layer), self.replaced.outgoing[layer]
-        other = None if self.beside.outputs is None else self.beside.outputs[layer]
+        weight, replaced = self._as_cast(self.backend.output_weight(layer)), self.replaced.outgoing[layer]
+        other = None if self.beside.outputs is None else self._as_cast(self.beside.outputs[layer])
         places = self.play.places(layer)
         self.token = WriteHeads.apply(self.token, z, weight, replaced, self.workspace, places, other)
         self.writes += len(weight)
@@ -160,6 +162,10 @@ class EdgeCall:
         self.writes += 1
         if place is not None:
             self.token = WriteStream.apply(self.token, value, replaced, self.workspace, place)
+
+    def _as_cast(self, weight: Tensor) -> Tensor:
+        """A weight in the type that automatic casts ask for."""
+        return weight if self.cast is None else weight.to(self.cast)
 
     # ---- readers
 
@@ -185,6 +191,9 @@ class EdgeCall:
     def projection(self, layer: int) -> Projection:
         """From readers' inputs to q, k and v of a block in this run."""
         projection = self.backend.projection(layer, self.graph.convention)
+        if self.cast is not None:
+            weights, biases = (tuple(map(self._as_cast, part)) for part in (projection.weights, projection.biases))
+            projection = replace(projection, weights=weights, biases=biases)
         if layer in self.beside.scales:
             projection = replace(projection, scale=self.beside.scales[layer].flatten(0, 1))
         return projection
@@ -215,7 +224,7 @@ class EdgeCall:
         return self._read_stream(self.play.block(readers, self.mask), base)
 
     def _read_stream(self, mask: Tensor, base: Tensor) -> Tensor:
-        return ReadStream.apply(self.token, mask, base, self.workspace)
+        return ReadStream.apply(self.token, mask, base, self.workspace, self.backend.dtype)
 
     def _next(self, kind: str, layer: int) -> tuple[Readers, Tensor]:
         check_gradients(self.trained)

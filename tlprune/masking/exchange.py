@@ -6,6 +6,7 @@ before that of an earlier write, so that a writer's gradient is complete when it
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,10 +19,22 @@ from tlprune.masking.in_play import Places, Rows
 from tlprune.masking.workspace import Workspace
 
 
+def exactly(step: Any) -> Any:
+    """A forward or backward in the types that it was given, whatever automatic casts hold around it."""
+
+    @wraps(step)
+    def run(ctx: Any, first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return step(ctx, first, *others)
+
+    return run
+
+
 class WriteStream(Function):
     """Store ``x - x~`` of one writer, ``(example, pos, d_model)``, at slot ``index``."""
 
     @staticmethod
+    @exactly
     def forward(ctx: Any, token: Tensor, output: Tensor, replaced: Tensor, workspace: Workspace, index: int) -> Tensor:
         ctx.workspace, ctx.index, ctx.dtype, ctx.replaced = workspace, index, output.dtype, replaced.shape
         slot = workspace.write(index, 1).view(output.shape)
@@ -30,6 +43,7 @@ class WriteStream(Function):
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, _: Tensor) -> Any:
         ctx.workspace.enter_backward()
         gradient = ctx.workspace.gradients()[ctx.index].to(ctx.dtype, copy=True)
@@ -44,6 +58,7 @@ class WriteHeads(Function):
     """
 
     @staticmethod
+    @exactly
     def forward(
         ctx: Any,
         token: Tensor,
@@ -54,19 +69,21 @@ class WriteHeads(Function):
         places: Places,
         other: Tensor | None,
     ) -> Tensor:
-        ctx.workspace, ctx.places, ctx.replaced = workspace, places, replaced.shape
-        own = _heads_first(z - replaced if other is None else z)
+        ctx.workspace, ctx.places, ctx.replaced, ctx.dtype = workspace, places, replaced.shape, z.dtype
+        own = _heads_first(z - replaced if other is None else z).to(weight.dtype)
         ctx.save_for_backward(weight, own if weight.requires_grad else None, other)
         _write_sum(own, weight, workspace, places)
         heads = _of(own, places.own)
         if len(heads):
-            slots = torch.bmm(heads, _of(weight, places.own), out=workspace.write(places.first, len(heads)))
+            slots = workspace.write(places.first, len(heads))
+            _product(torch.bmm, heads, _of(weight, places.own), out=slots)
             if other is not None:
-                slots -= torch.bmm(_heads_first(replaced.expand_as(z)), other)
+                slots -= torch.bmm(_heads_first(replaced.expand_as(z)).to(other.dtype), other)
         return token.new_zeros(())
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, _: Tensor) -> Any:
         ctx.workspace.enter_backward()
         weight, own, other = ctx.saved_tensors
@@ -78,7 +95,7 @@ class WriteHeads(Function):
         if ctx.needs_input_grad[3]:
             sent = to_z if other is None else _heads_last(torch.bmm(gradient, other.mT), shape)
             to_replaced = -sent.sum_to_size(ctx.replaced)
-        return gradient.new_zeros(()), to_z, to_weight, to_replaced, None, None, None
+        return gradient.new_zeros(()), to_z.to(ctx.dtype), to_weight, to_replaced, None, None, None
 
 
 def _write_sum(heads: Tensor, weight: Tensor, workspace: Workspace, places: Places) -> None:
@@ -87,7 +104,15 @@ def _write_sum(heads: Tensor, weight: Tensor, workspace: Workspace, places: Plac
         return
     rows = heads[places.summed.to(heads.device)].transpose(0, 1).flatten(1)
     (slot,) = workspace.write(places.first + len(_of(heads, places.own)), 1)
-    torch.mm(rows, weight[places.summed.to(weight.device)].flatten(0, 1), out=slot)
+    _product(torch.mm, rows, weight[places.summed.to(weight.device)].flatten(0, 1), out=slot)
+
+
+def _product(of: Any, left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """A product in the type of its factors, stored in that of the buffers."""
+    if out.dtype == left.dtype:
+        of(left, right, out=out)
+    else:
+        out.copy_(of(left, right))
 
 
 def _gathered(gradients: Tensor, places: Places, n_heads: int) -> Tensor:
@@ -118,19 +143,23 @@ class ReadStream(Function):
     """``base + sum_w m_w d_w`` for one reader: ``(example, pos, d_model)``."""
 
     @staticmethod
-    def forward(ctx: Any, token: Tensor, mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
-        ctx.workspace, ctx.dtype = workspace, workspace.differences.dtype
+    @exactly
+    def forward(
+        ctx: Any, token: Tensor, mask: Tensor, base: Tensor, workspace: Workspace, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.workspace = workspace
         ctx.save_for_backward(mask, base)
-        return mix(mask, base, workspace)[0].to(ctx.dtype)
+        return mix(mask, base, workspace)[0].to(dtype)
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, gradient: Tensor) -> Any:
         ctx.workspace.enter_backward()
         mask, _ = ctx.saved_tensors
         to_mask = backward_of_mix(mask, gradient[None], ctx.workspace, wanted=ctx.needs_input_grad[1])
         to_base = gradient.to(ctx.workspace.exact_dtype) if ctx.needs_input_grad[2] else None
-        return gradient.new_zeros(()), to_mask, to_base, None
+        return gradient.new_zeros(()), to_mask, to_base, None, None
 
 
 class ReadProjected(Function):
@@ -143,6 +172,7 @@ class ReadProjected(Function):
     """
 
     @staticmethod
+    @exactly
     def forward(
         ctx: Any,
         token: Tensor,
@@ -160,6 +190,7 @@ class ReadProjected(Function):
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         ctx.workspace.enter_backward()
         mask, base, *_ = ctx.saved_tensors
@@ -215,7 +246,7 @@ def mix(mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
     if differences.dtype == base.dtype:
         mixed = torch.addmm(base.reshape(1, -1), rounded, differences.flatten(1))
     else:
-        mixed = base.reshape(1, -1) + torch.mm(rounded, differences.flatten(1)).to(base.dtype)
+        mixed = torch.mm(rounded, differences.flatten(1)).to(base.dtype).add_(base.reshape(1, -1))
     return mixed.unflatten(1, base.shape)
 
 

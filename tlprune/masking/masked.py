@@ -53,6 +53,8 @@ class Masked:
         mlps: what a run under edge masks keeps of MLPs for its backward: all (``"stored"``); only what they read,
             so that one layer's neurons are alive at a time and MLPs run once more (``"recomputed"``); or the latter
             where the neurons of all layers would take more than 256 MiB (``"auto"``).
+        buffers: type of what edge masks keep of each writer; by default the model's, or that of ``torch.autocast``
+            around the call. bfloat16 halves a float32 model's, at the price of its rounding.
 
     Example:
         >>> import tlprune as tp
@@ -70,11 +72,13 @@ class Masked:
         *,
         norm: Literal["recomputed", "frozen"] = "recomputed",
         mlps: Mlps = "auto",
+        buffers: torch.dtype | None = None,
     ) -> None:
         _check_choice("norm", norm, ("recomputed", "frozen"))
         _check_choice("mlps", mlps, get_args(Mlps))
         self.model, self.masks = model, masks
         self.mlps: Mlps = mlps
+        self.buffers = buffers
         self.norm: Literal["recomputed", "frozen"] = norm
         self.ablation = ablation or Resample()
         self.backend = backend_of(model)
@@ -213,7 +217,15 @@ class Masked:
         def run() -> Tensor:
             if not self.wanted.streams:
                 return (read or self.backend.run)(tokens, edits, positions)
-            beside = Beside(_without_attention_norms(edits), outputs, _of_attention(scales), seen, flat_ends, self.mlps)
+            beside = Beside(
+                _without_attention_norms(edits),
+                outputs,
+                _of_attention(scales),
+                seen,
+                flat_ends,
+                self.mlps,
+                self.buffers,
+            )
             crossings, graph = crossings_of(self.sites, parts, tokens, spans), graph_of(self.sites, self.backend)
             return run_crossed(
                 self.backend, graph, tokens, parts.get("edges"), crossings, replaced,

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+MOST_PRODUCT = 1 << 26  # bytes of a product in low precision on its way to the gradients, which are exact
 Key = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -108,7 +109,10 @@ class Workspace:
         """Add ``weight @ gradient``, ``(writer, reader) @ (reader, rest)``, to the first ``width`` writers."""
         buffer = self._buffer()
         if weight.dtype != buffer.dtype:
-            self.add_gradient(width, torch.mm(weight, gradient).view_as(buffer[:width]))
+            whole = self.gradients()[:width].flatten(1)
+            columns = max(1, MOST_PRODUCT // (width * weight.element_size())) if width else 1
+            for into, part in zip(whole.split(columns, 1), gradient.split(columns, 1), strict=True):
+                into.add_(torch.mm(weight, part))
         elif self._started:
             buffer[:width].flatten(1).addmm_(weight, gradient)
         else:
