@@ -26,11 +26,12 @@ BACKENDS: dict[str, Callable[[Any], Backend]] = {
 
 
 def backend_of(model: Any) -> Backend:
-    """The backend for a model.
+    """The backend for a model, of one wrapped by ``torch.compile`` for the model inside.
 
     Raises:
         ValueError: no backend supports this kind of model.
     """
+    model = getattr(model, "_orig_mod", model)
     for base in type(model).__mro__:
         if base.__name__ in BACKENDS:
             return BACKENDS[base.__name__](model)

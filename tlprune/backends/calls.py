@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,15 +26,21 @@ Hooks = Iterable[tuple[str, Hook, bool]]
 
 @contextmanager
 def hooked(points: Mapping[str, Module], hooks: Hooks) -> Iterator[None]:
-    """Hooks on some of a model's points, until the block ends."""
+    """Hooks on some of a model's points, until the block ends; compiled code, which would pass them by, is not used."""
     handles = []
     try:
         for name, hook, first in hooks:
             handles.append(points[name].register_forward_hook(_as_torch_hook(hook), prepend=first))
-        yield
+        with _uncompiled():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Modules that ``torch.compile`` has seen run as they were written; nothing where it was never used."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
