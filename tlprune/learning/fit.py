@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from tlprune.learning.best import Best
 from tlprune.learning.budgets import Budget, Budgets, Lagrangian
 from tlprune.learning.checkpoint import resume, write_checkpoint
-from tlprune.learning.objectives import KL, Objective, SquaredError, Sum
+from tlprune.learning.objectives import Objective, Sum, faithful
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.records import Step
 from tlprune.learning.reports import Report, metrics_file
@@ -19,7 +19,6 @@ from tlprune.learning.settings import settings_of
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
-from tlprune.masking.unembedding import vocabulary
 from tlprune.schedules import linear
 from tlprune.task import Discovery
 
@@ -96,17 +95,6 @@ def steps(  # noqa: PLR0913
     # At once, so that a folder that cannot be written is found before training.
     write_checkpoint(path, training, best, settings)
     return _Steps(training, best, lambda: write_checkpoint(path, training, best, settings), checkpoint_every)
-
-
-def faithful(masked: Masked) -> Objective:
-    """What is small where a masked model does as the full one: of numbers their squared difference, else the KL.
-
-    Example:
-        >>> import tlprune as tp
-        >>> [faithful(tp.Masked(one.model, one.circuit)).name for one in (tp.planted("copy"), tp.tracr("xproportion"))]
-        ['kl', 'squared_error']
-    """
-    return SquaredError() if vocabulary(masked.backend) == 1 else KL()
 
 
 def fit(
