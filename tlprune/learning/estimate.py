@@ -7,7 +7,8 @@ very step that training would take, on tensors that have shapes alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.dry_run import DryRun, outlined
+from tlprune.learning.memory import PARTS, Estimate
 from tlprune.learning.objectives import Objective, Sum, faithful
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.training import Plan, Training
@@ -26,89 +28,6 @@ from tlprune.sites import Sites
 from tlprune.task import Batch, Discovery, Tokens
 
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains
-PARTS = ("weights", "masks", "buffers", "replacements", "activations", "caches", "temporaries")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes of the model's device at the moment of a training step that takes the most.
-
-    Attributes:
-        weights: the model's parameters and buffers.
-        masks: their scores, the scores' gradient, AdamW's moments, and the mask values that are drawn.
-        buffers: the edge engine's differences and gradients of all writers.
-        replacements: what ablated writers send in this batch, and the streams of the replacing run.
-        activations: what is alive of the forward pass beside these: what autograd keeps of the plain model between
-            readers and writers (queries, keys, values, attention scores, neurons, logits), and what a part of the pass
-            needs for a moment, if that is where the most is needed.
-        caches: replacements and reference predictions of all examples of the training split.
-        temporaries: what the backward pass holds at this moment.
-        batch: examples per step.
-        length: tokens per prompt.
-        dtype: of the weights.
-    """
-
-    weights: int
-    masks: int
-    buffers: int
-    replacements: int
-    activations: int
-    caches: int
-    temporaries: int
-    batch: int
-    length: int
-    dtype: torch.dtype
-    again: Callable[[int], Estimate] = field(repr=False, compare=False)
-
-    @property
-    def total(self) -> int:
-        """The most bytes that are needed at one time."""
-        return sum(getattr(self, part) for part in PARTS)
-
-    def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.")
-        lines = [f"{self.batch:,} x {self.length:,} tokens, {kind}"]
-        lines += [f"{part:<14}{shown(getattr(self, part)):>12}" for part in PARTS]
-        return "\n".join([*lines, f"{'total':<14}{shown(self.total):>12}"])
-
-    def largest_batch(self, memory: float) -> int:
-        """The most examples per step that fit into so many bytes; 0 where not even one does.
-
-        Memory grows with the batch, by straight pieces that get steeper: a line through what is known says how large a
-        batch could be, which is then looked at.
-        """
-        if self.again(1).total > memory:
-            return 0
-        low, high = self.again(1), self.again(2)
-        while high.total <= memory:
-            slope = max(1.0, (high.total - low.total) / (high.batch - low.batch))
-            guess = high.batch + int((memory - high.total) / slope)
-            if guess == high.batch:
-                return guess
-            low, high = high, self.again(guess)
-        return _between(low, high.batch, memory)
-
-
-def _between(fits: Estimate, above: int, memory: float) -> int:
-    """The largest batch that fits, between one that does and one that does not."""
-    low = fits.batch
-    while above - low > 1:
-        middle = (low + above) // 2
-        low, above = (middle, above) if fits.again(middle).total <= memory else (low, middle)
-    return low
-
-
-def shown(count: float) -> str:
-    """Bytes for people.
-
-    Example:
-        >>> shown(1_400), shown(25 * 2**20), shown(141e9)
-        ('1.4 KiB', '25.0 MiB', '131.3 GiB')
-    """
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1024:.1f} KiB"
 
 
 def estimate(
@@ -162,6 +81,7 @@ def estimate(
         masked = Masked(_in_type(outlined_model(model), dtype), masks, ablation)
         aim = objective or faithful(masked)
 
+    @lru_cache
     def of(size: int) -> Estimate:
         split = _split(max(size, sizes["examples"]), length, answers)
         plan = Plan(
@@ -217,7 +137,7 @@ def _outlined_training(run: DryRun, masked: Masked, discovery: Discovery, plan: 
     with run.doubting():
         own = outlined(masks, same=(masks.sites, masks.among, masks.always, masks.start, masks.gate), whole=False)
         ablation = outlined(masked.ablation, whole=False)
-        training = Training(Masked(outlined_model(masked.model), own, ablation, norm=masked.norm), own, discovery, plan)
+        training = Training(masked.alike(outlined_model(masked.model), own, ablation), own, discovery, plan)
     model = training.masked.model
     run.begin(without=[*model.parameters(), *model.buffers(), *training.trained().values()])
     for stream in training.streams.values():
@@ -227,7 +147,7 @@ def _outlined_training(run: DryRun, masked: Masked, discovery: Discovery, plan: 
 
 def _split(examples: int, length: int, answers: int) -> Batch:
     """Prompts that are all alike, read at their last positions."""
-    tokens = Tokens(torch.zeros(examples, length, dtype=torch.long))
+    tokens = Tokens(torch.zeros(1, length, dtype=torch.long).expand(examples, -1))
     positions = torch.arange(length - answers, length).clamp(min=0).expand(examples, -1)
     answer = torch.zeros_like(positions)
     return Batch(torch.arange(examples), tokens, tokens, positions, answer, answer)
@@ -265,7 +185,7 @@ class _Labels:
 
     def parts(self) -> dict[str, int]:
         """Bytes by part."""
-        found = {part: 0 for part in PARTS}
+        found = dict.fromkeys(PARTS, 0)
         known = self._holders()
         for number, (size, backward) in self.run.at_most.items():
             found[known.get(number, "temporaries" if backward else "activations")] += size

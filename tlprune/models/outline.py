@@ -29,7 +29,7 @@ def outline(config: Any, *, dtype: torch.dtype | None = None) -> Any:
         >>> shape = dict(num_hidden_layers=40, num_attention_heads=40, hidden_size=5120, intermediate_size=13824)
         >>> model = outline(transformers.LlamaConfig(**shape, vocab_size=32016), dtype=torch.bfloat16)
         >>> tp.edges(model)
-        Sites(3877661 edges)
+        Sites(3,877,661 edges)
     """
     if hasattr(config, "n_layers") and hasattr(config, "d_model"):
         return _own(config, dtype)
