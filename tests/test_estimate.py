@@ -23,6 +23,7 @@ from tlprune.learning.memory import PARTS
 from tlprune.learning.objectives import faithful
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.training import Plan, Training
+from tlprune.masking import in_play
 from tlprune.masking.means import Mean
 from tlprune.models.outline import outline
 from tlprune.models.transformer_lens import has_hooked_transformer
@@ -121,6 +122,24 @@ def test_spans_terms_and_samples_are_those_of_the_run() -> None:
     found = estimate_of_run(masked, task, plan)
     real = counted(model, sites, tp.Zero(), task, 16, objective=plan.objective, optimiser=plan.optimiser)
     assert found.beside_weights == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.03])
+def test_edges_that_are_closed_for_good_take_no_room(kept: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr(in_play, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(in_play, "LEAST_DECIDED", 0)
+    model, discovery = fresh("gpt2", F32, n_layers=4), discovery_of(4, 12)
+    sites = tp.edges(model)
+    circuit = tp.connected_random(sites.graph, round(kept * len(sites)), seed=1)
+    masked = tp.Masked(model, tp.Masks(sites, among=circuit))
+    found = estimate_of_run(masked, discovery, plan_of(masked, 4))
+    with LiveBytes(*model.parameters(), *model.buffers(), masked.masks.log_alpha) as live:
+        training = Training(masked, masked.masks, discovery, plan_of(masked, 4))
+        for _ in range(3):
+            training.step()
+    assert found.beside_weights == pytest.approx(live.most + masked.masks.log_alpha.nbytes, rel=0.1)
+    whole = 2 * 4 * (1 + 4 * 5) * 4 * 12 * 32
+    assert found.buffers < (0.7 if kept < 0.1 else 1.01) * whole
 
 
 def test_recomputed_mlps_are_estimated_as_such() -> None:

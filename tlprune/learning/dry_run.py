@@ -186,6 +186,8 @@ def _copied(tensor: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         if tensor.is_meta and kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu":
             return torch.zeros(tensor.shape, dtype=dtype)
         return torch.empty_like(tensor, dtype=dtype) if tensor.is_meta else tensor.to(dtype=dtype, copy=True)
+    if not tensor.is_meta and kwargs.get("device") is None:
+        return tensor.to(dtype=dtype, copy=True)
     return torch.empty_like(tensor, dtype=dtype, device=META)
 
 

@@ -6,7 +6,8 @@ very step that training would take, on tensors that have shapes alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.dry_run import DryRun, outlined
 from tlprune.learning.memory import PARTS, Estimate
-from tlprune.learning.objectives import Objective, Sum, faithful
+from tlprune.learning.objectives import Objective, Sum, faithful, weighted
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.ablation import Ablation
 from tlprune.masking.cache import RunCache
+from tlprune.masking.in_play import ASSUMED
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
 from tlprune.sites import Sites
@@ -102,7 +104,7 @@ def estimate_of_run(masked: Masked, discovery: Discovery, plan: Plan) -> Estimat
         plan: the training.
     """
     assert isinstance(masked.masks, Masks)
-    with DryRun() as run:
+    with _assuming(masked.masks, plan), DryRun() as run:
         training = _outlined_training(run, masked, discovery, plan)
         labels = _Labels(run, training)
         for _ in range(2):  # in the second step caches and buffers of the first are there
@@ -143,6 +145,24 @@ def _outlined_training(run: DryRun, masked: Masked, discovery: Discovery, plan: 
     for stream in training.streams.values():
         stream.order, stream.position = torch.argsort(stream.train.clean.lengths, descending=True), 0
     return training
+
+
+@contextmanager
+def _assuming(masks: Masks, plan: Plan) -> Iterator[None]:
+    """Let the engine know which edges are closed or open for good; all others are in play, as when training begins."""
+    values = None
+    if "edges" in masks.sites.kinds and all(objective.run == "kept" for _, objective in weighted(plan.objective)):
+        values = torch.full((len(masks.sites),), 0.5)
+        if masks.among is not None:
+            values[~masks.among.kept] = 0
+        if masks.always is not None:
+            values[masks.always.kept] = 1
+        values = values[masks.sites.part("edges")]
+    token = ASSUMED.set(values)
+    try:
+        yield
+    finally:
+        ASSUMED.reset(token)
 
 
 def _split(examples: int, length: int, answers: int) -> Batch:

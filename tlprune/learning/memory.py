@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-PARTS = ("weights", "masks", "buffers", "replacements", "activations", "caches", "temporaries")
+PARTS: tuple[str, ...] = ("weights", "masks", "buffers", "replacements", "activations", "caches", "temporaries")
 
 
 @dataclass(frozen=True)
