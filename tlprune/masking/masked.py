@@ -94,7 +94,7 @@ class Masked:
 
     def alike(self, model: Any, masks: Masks, ablation: Ablation) -> Masked:
         """Another model of the same shape, masked in the same way."""
-        return Masked(model, masks, ablation, norm=self.norm, mlps=self.mlps)
+        return Masked(model, masks, ablation, norm=self.norm, mlps=self.mlps, buffers=self.buffers)
 
     def cache(self, split: Batch) -> RunCache:
         """Replacements and reference predictions of one split of a task, computed once."""
