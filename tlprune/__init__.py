@@ -71,9 +71,11 @@ if TYPE_CHECKING:
     from tlprune.knowledge.tradeoff import knowledge_tradeoff as knowledge_tradeoff
     from tlprune.learning.budgets import Lagrangian as Lagrangian
     from tlprune.learning.budgets import Penalty as Penalty
+    from tlprune.learning.estimate import estimate as estimate
     from tlprune.learning.fit import fit as fit
     from tlprune.learning.fit import steps as steps
     from tlprune.learning.fit_constant import fit_constant as fit_constant
+    from tlprune.learning.memory import Estimate as Estimate
     from tlprune.learning.objectives import KL as KL
     from tlprune.learning.objectives import CrossEntropy as CrossEntropy
     from tlprune.learning.objectives import LogitDifference as LogitDifference
@@ -147,6 +149,7 @@ if TYPE_CHECKING:
     from tlprune.models.export import to_huggingface as to_huggingface
     from tlprune.models.huggingface import from_huggingface as from_huggingface
     from tlprune.models.load import load as load
+    from tlprune.models.outline import outline as outline
     from tlprune.models.planted import planted as planted
     from tlprune.models.shrinking import shrink as shrink
     from tlprune.models.shrunk_files import load_shrunk as load_shrunk
@@ -283,9 +286,11 @@ _HOMES = {
     "knowledge_tradeoff": "knowledge.tradeoff",
     "Lagrangian": "learning.budgets",
     "Penalty": "learning.budgets",
+    "estimate": "learning.estimate",
     "fit": "learning.fit",
     "steps": "learning.fit",
     "fit_constant": "learning.fit_constant",
+    "Estimate": "learning.memory",
     "KL": "learning.objectives",
     "CrossEntropy": "learning.objectives",
     "LogitDifference": "learning.objectives",
@@ -359,6 +364,7 @@ _HOMES = {
     "to_huggingface": "models.export",
     "from_huggingface": "models.huggingface",
     "load": "models.load",
+    "outline": "models.outline",
     "planted": "models.planted",
     "shrink": "models.shrinking",
     "load_shrunk": "models.shrunk_files",

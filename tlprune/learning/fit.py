@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from tqdm.auto import tqdm
 from tlprune.learning.best import Best
 from tlprune.learning.budgets import Budget, Budgets, Lagrangian
 from tlprune.learning.checkpoint import resume, write_checkpoint
-from tlprune.learning.objectives import KL, Objective, SquaredError, Sum
+from tlprune.learning.objectives import Objective, Sum, faithful
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.records import Step
 from tlprune.learning.reports import Report, metrics_file
+from tlprune.learning.room import check_room, told
 from tlprune.learning.settings import settings_of
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
-from tlprune.masking.unembedding import vocabulary
 from tlprune.schedules import linear
 from tlprune.task import Discovery
 
@@ -38,6 +39,7 @@ def steps(  # noqa: PLR0913
     patience: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
+    memory: float | None = None,
     seed: int = 0,
 ) -> Iterator[Step]:
     """Train masks, one record per step; stop whenever you like, the masks are as the last record says.
@@ -63,11 +65,14 @@ def steps(  # noqa: PLR0913
         checkpoint: a file for the state of the run. If it is there the run goes on from it, on a CPU bit for bit as if
             it had never stopped, and gives the records of the remaining steps.
         checkpoint_every: steps between checkpoints, so the most that a killed process loses; the end is always kept.
+        memory: bytes that the run may take beside the model's weights; by default what is free on the model's device.
+            ``math.inf``: look at nothing beforehand.
         seed: of mask samples and example order.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the masks are left as before that step.
-        ValueError: the masks are not trainable, patience has nothing to measure, or the checkpoint cannot be written or
+        ValueError: the masks are not trainable, patience has nothing to measure, a step needs more memory than there is
+            (:func:`tlprune.estimate`), or the checkpoint cannot be written or
             is of another run.
     """
     if not isinstance(masked.masks, Masks):
@@ -88,6 +93,7 @@ def steps(  # noqa: PLR0913
         seed=seed,
     )
     training, best = Training(masked, masked.masks, discovery, plan), Best(patience)
+    check_room(training, discovery, memory)
     if checkpoint is None:
         return _Steps(training, best, lambda: None, checkpoint_every)
     path, settings = Path(checkpoint), settings_of(training, discovery)
@@ -96,17 +102,6 @@ def steps(  # noqa: PLR0913
     # At once, so that a folder that cannot be written is found before training.
     write_checkpoint(path, training, best, settings)
     return _Steps(training, best, lambda: write_checkpoint(path, training, best, settings), checkpoint_every)
-
-
-def faithful(masked: Masked) -> Objective:
-    """What is small where a masked model does as the full one: of numbers their squared difference, else the KL.
-
-    Example:
-        >>> import tlprune as tp
-        >>> [faithful(tp.Masked(one.model, one.circuit)).name for one in (tp.planted("copy"), tp.tracr("xproportion"))]
-        ['kl', 'squared_error']
-    """
-    return SquaredError() if vocabulary(masked.backend) == 1 else KL()
 
 
 def fit(
@@ -130,7 +125,7 @@ def fit(
         metrics: a file that gets one JSON object per step, as it happens. A run that goes on from a checkpoint goes on
             with this file too.
         report: called with each record, such as ``tlprune.learning.reports.wandb(run)``.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, and above it the memory that a step takes.
         options: further arguments of :func:`steps`.
 
     Raises:
@@ -140,6 +135,8 @@ def fit(
     records = steps(masked, discovery, objective, budget, **options)
     assert isinstance(records, _Steps)
     plan, done = records.training.plan, records.training.done
+    if progress and (found := told(records.training, discovery)) is not None:
+        tqdm.write(found.line, file=sys.stderr)
     bar = tqdm(records, total=plan.steps, initial=done, disable=not progress, unit="step")
     with metrics_file(metrics, done=done) as write:
         for record in bar:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tlprune.masking.masked import Masked
+from tlprune.masking.unembedding import vocabulary
 from tlprune.task import MAIN, Batch
 
 Logits = Float[Tensor, "example answer vocab"]
@@ -353,3 +355,14 @@ def logit_difference(logits: Logits, batch: Batch) -> Float[Tensor, "example ans
     pick = torch.stack([batch.answers, batch.foils], -1).clamp(min=0).to(logits.device)
     answer, foil = exact(logits).gather(-1, pick).unbind(-1)
     return answer - foil
+
+
+def faithful(masked: Masked) -> Objective:
+    """What is small where a masked model does as the full one: of numbers their squared difference, else the KL.
+
+    Example:
+        >>> import tlprune as tp
+        >>> [faithful(tp.Masked(one.model, one.circuit)).name for one in (tp.planted("copy"), tp.tracr("xproportion"))]
+        ['kl', 'squared_error']
+    """
+    return SquaredError() if vocabulary(masked.backend) == 1 else KL()

@@ -92,14 +92,18 @@ class Training:
         """Take the next step."""
         number = self.done
         self._anneal(number)
-        self.optimiser.zero_grad()
-        batches = {name: stream.draw() for name, stream in self.streams.items()}
-        values = [self._descend(weight, one, batches[one.on], number) for weight, one in self.terms]
+        values = self.gradients()
         self._refuse_not_finite(values, number)
         self._clip()
         self.optimiser.step()
         self.done = number + 1
         return self._record(number, values)
+
+    def gradients(self) -> list[float]:
+        """Leave the gradients of the next step where the optimiser looks for them; return the terms' values."""
+        self.optimiser.zero_grad()
+        batches = {name: stream.draw() for name, stream in self.streams.items()}
+        return [self._descend(weight, one, batches[one.on], self.done) for weight, one in self.terms]
 
     def _anneal(self, number: int) -> None:
         self.masks.gate = self.masks.gate.at(number)

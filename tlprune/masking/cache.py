@@ -76,6 +76,12 @@ class RunCache:
         names = {id(tensor): row for tensor, row in zip(_unique(self._template.tensors), rows, strict=True)}
         return self._template.map(lambda tensor: names[id(tensor)])
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """Everything that is held for later steps."""
+        shared = () if self._shared is None else self._shared.tensors
+        return [*shared, *self._replaced.tensors, *self._reference.tensors]
+
     def _replaced_anew(self, batch: Batch) -> Activations:
         return self.ablation.replaced(self.backend, batch.clean, batch.corrupt, self.wanted)
 

@@ -92,6 +92,10 @@ class Masked:
         """The graph of the masked edges; a ValueError if there are none."""
         return self.sites.graph
 
+    def alike(self, model: Any, masks: Masks, ablation: Ablation) -> Masked:
+        """Another model of the same shape, masked in the same way."""
+        return Masked(model, masks, ablation, norm=self.norm, mlps=self.mlps, buffers=self.buffers)
+
     def cache(self, split: Batch) -> RunCache:
         """Replacements and reference predictions of one split of a task, computed once."""
         return RunCache(self.backend, self.ablation, split, wanted=self.wanted)

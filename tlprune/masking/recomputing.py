@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -140,6 +141,8 @@ def _tensors(modules: Sequence[Module]) -> list[Tensor]:
 
 
 def _casting(device: str) -> Any:
-    """A context with the automatic casts that hold now."""
+    """A context with the automatic casts that hold now; the meta device, of runs without numbers, knows none."""
+    if not torch.amp.autocast_mode.is_autocast_available(device):
+        return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)

@@ -6,6 +6,7 @@ when the storage is handed on; and every backward step checks that it still read
 
 from __future__ import annotations
 
+import math
 import weakref
 
 import torch
@@ -13,32 +14,41 @@ from jaxtyping import Float
 from torch import Tensor
 
 MOST_PRODUCT = 1 << 26  # bytes of a product in low precision on its way to the gradients, which are exact
-Key = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
 class Storage:
-    """Memory for the writers' differences and their gradients; used by one workspace at a time."""
+    """Memory for the writers' differences and their gradients; used by one workspace at a time.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.key: Key = (shape, dtype, device)
-        self.differences = torch.empty(shape, dtype=dtype, device=device)
+    Args:
+        size: numbers that there is room for, of each.
+        dtype: of the differences; gradients are kept in at least float32.
+        device: of both.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.kind = size, (dtype, device)
+        self.differences = torch.empty(size, dtype=dtype, device=device)
         self.gradients: Tensor | None = None
         self.serial = 0
 
 
 class Pool:
-    """Storages that wait for the next call of the same shape; keeps at most ``most`` of them."""
+    """Storages that wait for a next call of about their size; keeps at most ``most`` of them."""
 
     def __init__(self, most: int = 2) -> None:
         self.most = most
         self.free: list[Storage] = []
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Storage:
-        for storage in self.free:
-            if storage.key == (shape, dtype, device):
-                self.free.remove(storage)
-                return storage
-        return Storage(shape, dtype, device)
+    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Storage:
+        """One with room for so many numbers, up to twice as many; one that is a little too small makes way for it.
+
+        How many writers are in play differs from step to step, so each would ask for a size of its own.
+        """
+        alike = [one for one in self.free if one.kind == (dtype, device) and size <= 2 * one.size <= 4 * size]
+        fitting = sorted((one for one in alike if one.size >= size), key=lambda one: one.size)
+        for storage in fitting[:1] or alike:
+            self.free.remove(storage)
+        return fitting[0] if fitting else Storage(size, dtype, device)
 
     def put(self, storage: Storage) -> None:
         storage.serial += 1
@@ -56,7 +66,8 @@ class Workspace:
     """
 
     def __init__(self, pool: Pool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.storage = pool.take(shape, dtype, device)
+        self.shape = shape
+        self.storage = pool.take(math.prod(shape), dtype, device)
         self.serial = self.storage.serial
         self.release = weakref.finalize(self, pool.put, self.storage)
         self._task: int | None = None
@@ -64,7 +75,10 @@ class Workspace:
 
     @property
     def differences(self) -> Float[Tensor, "writer example pos d_model"]:
-        return self.storage.differences
+        return self._shaped(self.storage.differences)
+
+    def _shaped(self, memory: Tensor) -> Tensor:
+        return memory[: math.prod(self.shape)].view(self.shape)
 
     @property
     def exact_dtype(self) -> torch.dtype:
@@ -130,5 +144,5 @@ class Workspace:
 
     def _buffer(self) -> Tensor:
         if self.storage.gradients is None:
-            self.storage.gradients = torch.empty_like(self.differences, dtype=self.exact_dtype)
-        return self.storage.gradients
+            self.storage.gradients = torch.empty_like(self.storage.differences, dtype=self.exact_dtype)
+        return self._shaped(self.storage.gradients)
