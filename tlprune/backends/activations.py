@@ -354,7 +354,9 @@ class Backend(Protocol):
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The type that automatic casts give to products on a device, where they hold."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def select(stream: Float[Tensor, "example pos d_model"], positions: Tensor | None) -> Tensor:

@@ -6,7 +6,6 @@ before that of an earlier write, so that a writer's gradient is complete when it
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from tlprune.backends.activations import Projection
+from tlprune.backends.activations import Projection, autocast_dtype
 from tlprune.masking.in_play import Places, Rows
 from tlprune.masking.workspace import Workspace
 
@@ -25,9 +24,9 @@ def exactly(step: Any) -> Any:
 
     @wraps(step)
     def run(ctx: Any, first: Tensor, *others: Any) -> Any:
-        device = first.device.type  # the meta device, of runs without numbers, knows no casts
-        known = torch.amp.autocast_mode.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if known else nullcontext():
+        if autocast_dtype(first.device) is None:
+            return step(ctx, first, *others)
+        with torch.autocast(first.device.type, enabled=False):
             return step(ctx, first, *others)
 
     return run

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Module, Parameter
 from torch.nn.modules.dropout import _DropoutNd
 
-from tlprune.backends.activations import ROUNDING, Backend, Edits
+from tlprune.backends.activations import ROUNDING, Backend, Edits, autocast_dtype
 from tlprune.masking.beside import Mlps
 
 ALIVE = 5  # tensors of an MLP's width that autograd keeps of one MLP: gelu_new of parts has 8, a gated one 4
@@ -96,7 +96,7 @@ class Recomputed(Function):
 
     @staticmethod
     def forward(ctx: Any, stream: Tensor, output: Tensor, modules: Sequence[Module], *tensors: Tensor) -> Tensor:
-        ctx.modules, ctx.cast = modules, _casting(stream.device.type)
+        ctx.modules, ctx.cast = modules, _casting(stream.device)
         ctx.save_for_backward(stream, *tensors)
         return output.view_as(output)
 
@@ -140,9 +140,7 @@ def _tensors(modules: Sequence[Module]) -> list[Tensor]:
     return [tensor for tensors in held for tensor in tensors if tensor is not None]
 
 
-def _casting(device: str) -> Any:
-    """A context with the automatic casts that hold now; the meta device, of runs without numbers, knows none."""
-    if not torch.amp.autocast_mode.is_autocast_available(device):
-        return nullcontext
-    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
+def _casting(device: torch.device) -> Any:
+    """A context with the automatic casts that hold now."""
+    dtype = autocast_dtype(device)
+    return nullcontext if dtype is None else lambda: torch.autocast(device.type, dtype=dtype)
