@@ -6,6 +6,8 @@ before that of an earlier write, so that a writer's gradient is complete when it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -17,6 +19,10 @@ from torch.autograd.function import once_differentiable
 from tlprune.backends.activations import Projection, autocast_dtype
 from tlprune.masking.in_play import Places, Rows
 from tlprune.masking.workspace import Workspace
+
+MOST_MIXED = 1 << 24  # numbers of all readers that are mixed at one time: 64 MiB in float32
+Piece = tuple[slice, slice]  # examples and positions
+WHOLE: Piece = (slice(None), slice(None))
 
 
 def exactly(step: Any) -> Any:
@@ -159,7 +165,8 @@ class ReadStream(Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         ctx.workspace.enter_backward()
         mask, _ = ctx.saved_tensors
-        to_mask = backward_of_mix(mask, gradient[None], ctx.workspace, wanted=ctx.needs_input_grad[1])
+        to_mask = torch.zeros_like(mask) if ctx.needs_input_grad[1] else None
+        backward_of_mix(mask, gradient[None], ctx.workspace, into=to_mask)
         to_base = gradient.to(ctx.workspace.exact_dtype) if ctx.needs_input_grad[2] else None
         return gradient.new_zeros(()), to_mask, to_base, None, None
 
@@ -188,7 +195,17 @@ class ReadProjected(Function):
         ctx.workspace, ctx.projection = workspace, projection
         ctx.of = None if rows is None else rows.of.to(mask.device)
         ctx.save_for_backward(mask, base, *tensors)
-        return projection(mix(mask, base, workspace).flatten(1, 2), ctx.of)
+        pieces = pieces_of(base.shape[:2], mask.shape[-2] * base.shape[-1])
+        if len(pieces) == 1:
+            return projection(mix(mask, base, workspace).flatten(1, 2), ctx.of)
+        dtype, sizes = projection.weights[0].dtype, [weight.shape[::2] for weight in projection.weights]
+        results = [base.new_empty(heads, *base.shape[:2], width, dtype=dtype) for heads, width in sizes]
+        for piece in pieces:
+            values = _of_piece(projection, base, piece)(mix(mask, base, workspace, piece).flatten(1, 2), ctx.of)
+            for result, value in zip(results, values, strict=True):
+                part = result[(slice(None), *piece)]
+                part.copy_(value.view_as(part))
+        return tuple(result.flatten(1, 2) for result in results)
 
     @staticmethod
     @once_differentiable
@@ -196,23 +213,61 @@ class ReadProjected(Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         ctx.workspace.enter_backward()
         mask, base, *_ = ctx.saved_tensors
-        mixed = mix(mask, base, ctx.workspace)
-        wanted = zip(ctx.projection.tensors, ctx.needs_input_grad[6:], strict=True)
-        trained = [tensor for tensor, needed in wanted if needed]
-        to_mixed, *to_trained = _backward_of_projection(ctx.projection, mixed.flatten(1, 2), ctx.of, gradients, trained)
-        to_mixed = to_mixed.view_as(mixed)
-        to_mask = backward_of_mix(mask, to_mixed, ctx.workspace, wanted=ctx.needs_input_grad[1])
-        found = iter(to_trained)
-        to_tensors = [next(found) if needed else None for needed in ctx.needs_input_grad[6:]]
-        to_base = to_mixed.sum(0) if ctx.needs_input_grad[2] else None
+        needed = ctx.needs_input_grad
+        wanted = zip(ctx.projection.tensors, needed[6:], strict=True)
+        trained = [tensor for tensor, flag in wanted if flag]
+        to_mask = torch.zeros_like(mask) if needed[1] else None
+        to_base = torch.empty_like(base) if needed[2] else None
+        totals = [torch.zeros_like(tensor) for tensor in trained]
+        for piece in pieces_of(base.shape[:2], mask.shape[-2] * base.shape[-1]):
+            mixed = mix(mask, base, ctx.workspace, piece)
+            own = [_rows_of(gradient, base, piece) for gradient in gradients]
+            to_mixed, *found = _backward_of_projection(
+                _of_piece(ctx.projection, base, piece), mixed.flatten(1, 2), ctx.of, own, trained
+            )
+            to_mixed = to_mixed.view_as(mixed)
+            backward_of_mix(mask, to_mixed, ctx.workspace, into=to_mask, piece=piece)
+            for total, part in zip(totals, found, strict=True):
+                total.add_(part)
+            if to_base is not None:
+                to_base[piece] = to_mixed.sum(0)
+        left = iter(totals)
+        to_tensors = [next(left) if flag else None for flag in needed[6:]]
         return mask.new_zeros(()), to_mask, to_base, None, None, None, *to_tensors
+
+
+def pieces_of(shape: Sequence[int], numbers: int) -> list[Piece]:
+    """Parts of a batch, ``(example, pos)``, that are mixed one after the other.
+
+    Args:
+        shape: examples and positions.
+        numbers: of all readers at one token.
+    """
+    examples, length = shape
+    tokens = max(1, MOST_MIXED // max(1, numbers))
+    if tokens >= length:
+        step = tokens // length
+        return [(slice(start, start + step), slice(None)) for start in range(0, examples, step)]
+    parts = range(0, length, tokens)
+    return [(slice(one, one + 1), slice(start, start + tokens)) for one in range(examples) for start in parts]
+
+
+def _of_piece(projection: Projection, base: Tensor, piece: Piece) -> Projection:
+    if projection.scale is None:
+        return projection
+    return replace(projection, scale=projection.scale.view(*base.shape[:2], 1)[piece].flatten(0, 1))
+
+
+def _rows_of(gradient: Tensor, base: Tensor, piece: Piece) -> Tensor:
+    """What belongs to some tokens, of ``(head, token, d_head)``."""
+    return gradient.unflatten(1, base.shape[:2])[(slice(None), *piece)].flatten(1, 2)
 
 
 def _backward_of_projection(
     projection: Projection,
     mixed: Tensor,
     of: Tensor | None,
-    gradients: tuple[Tensor, ...],
+    gradients: Sequence[Tensor],
     trained: list[Tensor],
 ) -> tuple[Tensor, ...]:
     """Gradients of the mixed inputs and of those of the projection's tensors that are trained."""
@@ -233,15 +288,17 @@ def _backward_of_projection(
     return torch.autograd.grad(normed, mixed, to_normed.to(normed.dtype)) if normed is not mixed else (to_normed,)
 
 
-def mix(mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
+def mix(mask: Tensor, base: Tensor, workspace: Workspace, piece: Piece = WHOLE) -> Tensor:
     """``base + mask @ d``: ``(reader, example, pos, d_model)``.
 
     Args:
         mask: ``(reader, writer)``, with an example axis, a position axis (size 1 or full) or both before them.
         base: what readers receive when every edge is ablated, ``(example, pos, d_model)``.
         workspace: holds the differences ``d``.
+        piece: the tokens that are mixed.
     """
-    differences = workspace.differences[: mask.shape[-1]]
+    mask, base = _at(mask, piece), base[piece]
+    differences = workspace.differences[(slice(mask.shape[-1]), *piece)]
     rounded = mask.to(differences.dtype)
     if mask.dim() > 2:
         return base + torch.einsum(f"{lead_axes(mask)}rw,wbpd->rbpd", without_ones(rounded), differences).to(base.dtype)
@@ -252,20 +309,31 @@ def mix(mask: Tensor, base: Tensor, workspace: Workspace) -> Tensor:
     return mixed.unflatten(1, base.shape)
 
 
-def backward_of_mix(mask: Tensor, gradient: Tensor, workspace: Workspace, *, wanted: bool) -> Tensor | None:
-    """Add ``mask^T @ gradient`` to the writers' gradients; return the mask's own, ``gradient @ d^T``, if wanted."""
+def backward_of_mix(
+    mask: Tensor, gradient: Tensor, workspace: Workspace, *, into: Tensor | None, piece: Piece = WHOLE
+) -> None:
+    """Add ``mask^T @ gradient`` to the writers' gradients, and the mask's own, ``gradient @ d^T``, to a tensor."""
     width = mask.shape[-1]
-    differences = workspace.differences[:width]
+    mask, into = _at(mask, piece), into if into is None else _at(into, piece)
+    differences = workspace.differences[(slice(width), *piece)]
     rounded, gradient = mask.to(differences.dtype), gradient.to(differences.dtype)
     if mask.dim() > 2:
         axes = lead_axes(mask)
-        workspace.add_gradient(width, torch.einsum(f"{axes}rw,rbpd->wbpd", without_ones(rounded), gradient))
-        if not wanted:
-            return None
-        return torch.einsum(f"rbpd,wbpd->{axes}rw", gradient, differences).view(mask.shape).to(mask.dtype)
+        to_writers = workspace.gradients()[(slice(width), *piece)]
+        to_writers += torch.einsum(f"{axes}rw,rbpd->wbpd", without_ones(rounded), gradient)
+        if into is not None:
+            into += torch.einsum(f"rbpd,wbpd->{axes}rw", gradient, differences).view(mask.shape)
+        return
     flat = gradient.flatten(1)
-    workspace.add_product(width, rounded.T, flat)
-    return torch.mm(flat, differences.flatten(1).T).to(mask.dtype) if wanted else None
+    workspace.add_product((slice(width), *piece), rounded.T, flat)
+    if into is not None:
+        into += torch.mm(flat, differences.flatten(1).T)
+
+
+def _at(mask: Tensor, piece: Piece) -> Tensor:
+    """The masks of some tokens, of masks that differ between examples or positions."""
+    lead = zip(piece, mask.shape[:-2], strict=False)
+    return mask[tuple(part if size > 1 else slice(None) for part, size in lead)]
 
 
 def lead_axes(mask: Tensor) -> str:

@@ -115,34 +115,23 @@ class Workspace:
                 "Two backward passes meet in one masked run. Call the masked model again for each backward."
             )
 
-    def add_gradient(self, width: int, gradient: Tensor) -> None:
-        """Add to the gradient of the first ``width`` writers; ``gradient`` is ``(writer, example, pos, d_model)``."""
-        self.gradients()[:width] += gradient
-
-    def add_product(self, width: int, weight: Tensor, gradient: Tensor) -> None:
-        """Add ``weight @ gradient``, ``(writer, reader) @ (reader, rest)``, to the first ``width`` writers."""
-        buffer = self._buffer()
-        if weight.dtype != buffer.dtype:
-            whole = self.gradients()[:width].flatten(1)
-            columns = max(1, MOST_PRODUCT // (width * weight.element_size())) if width else 1
-            for into, part in zip(whole.split(columns, 1), gradient.split(columns, 1), strict=True):
-                into.add_(torch.mm(weight, part))
-        elif self._started:
-            buffer[:width].flatten(1).addmm_(weight, gradient)
-        else:
-            torch.mm(weight, gradient, out=buffer[:width].flatten(1))
-            buffer[width:].zero_()
-            self._started = True
+    def add_product(self, part: tuple[slice, ...], weight: Tensor, gradient: Tensor) -> None:
+        """Add ``weight @ gradient``, ``(writer, reader) @ (reader, rest)``, to a part of the writers' gradients."""
+        into = self.gradients()[part]
+        into = into.view(len(into), math.prod(into.shape[1:]))  # not flatten, which may be a copy
+        if weight.dtype == into.dtype:
+            into.addmm_(weight, gradient)
+            return
+        columns = max(1, MOST_PRODUCT // max(1, weight.nbytes // max(1, weight.shape[1])))
+        for some, of in zip(into.split(columns, 1), gradient.split(columns, 1), strict=True):
+            some.add_(torch.mm(weight, of))
 
     def gradients(self) -> Float[Tensor, "writer example pos d_model"]:
         """What the readers so far have sent back to each writer."""
-        buffer = self._buffer()
+        if self.storage.gradients is None:
+            self.storage.gradients = torch.empty_like(self.storage.differences, dtype=self.exact_dtype)
+        buffer = self._shaped(self.storage.gradients)
         if not self._started:
             buffer.zero_()
             self._started = True
         return buffer
-
-    def _buffer(self) -> Tensor:
-        if self.storage.gradients is None:
-            self.storage.gradients = torch.empty_like(self.storage.differences, dtype=self.exact_dtype)
-        return self._shaped(self.storage.gradients)
