@@ -188,7 +188,7 @@ def test_what_is_not_a_whole_checkpoint_is_refused_and_kept(tmp_path: Path) -> N
             fit(masked_model(), DISCOVERY, steps=2, checkpoint=path)
         assert path.read_bytes() == data
     save_file({"log_alpha": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="but not a checkpoint of version 1"):
+    with pytest.raises(ValueError, match="but not a checkpoint of version 2"):
         fit(masked_model(), DISCOVERY, steps=2, checkpoint=path)
 
 

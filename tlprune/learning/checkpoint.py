@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tlprune.learning.settings import differences
 from tlprune.learning.training import Training
 
 FORMAT = "tlprune-checkpoint"
-VERSION = "1"
+VERSION = "2"
 
 
 def write_checkpoint(path: Path, training: Training, best: Best, settings: Mapping[str, Any]) -> None:
@@ -44,18 +45,39 @@ def write_checkpoint(path: Path, training: Training, best: Best, settings: Mappi
         ) from error
 
 
-def resume(path: Path, training: Training, best: Best, settings: Mapping[str, Any]) -> None:
-    """Put a run into the state that a checkpoint holds.
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        facts: step, time, and what is known of the best masks.
+        tensors: the state, by name.
+    """
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def read_checkpoint(path: Path, settings: Mapping[str, Any]) -> Saved | None:
+    """The state that a run is to go on from; ``None`` where there is no file.
 
     Raises:
         ValueError: the file is not a whole checkpoint, or is of a run with other settings, task, model or sites.
     """
+    if not path.exists():
+        return None
     facts, tensors = _read(path)
     if found := differences(facts["settings"], settings):
         raise ValueError(
             f"A run can go on from its own checkpoint only, but {path} was written with another {'; '.join(found)}. "
             "Use the same settings, or another path to start anew."
         )
+    return Saved(facts, tensors)
+
+
+def resume(saved: Saved, training: Training, best: Best) -> None:
+    """Put a run into a state that was saved."""
+    facts, tensors = saved.facts, saved.tensors
     _restore(training, tensors)
     best.restore(facts["best"], {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")})
     training.done, training.started = facts["step"], time.perf_counter() - facts["seconds"]
@@ -78,7 +100,7 @@ def _tensors(training: Training, best: Best) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _restore(training: Training, tensors: dict[str, Tensor]) -> None:
+def _restore(training: Training, tensors: Mapping[str, Tensor]) -> None:
     training.generator.set_state(tensors["generator"])
     for name, parameter in _parameters(training).items():
         parameter.copy_(tensors[name])
