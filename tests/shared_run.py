@@ -1,7 +1,7 @@
 """Runs of training whose result must not depend on how examples are laid out over processes and in pieces.
 
 ``python shared_run.py FOLDER`` with a launcher's environment variables: do all of them, and what is refused, and write
-what this process got to ``FOLDER/RANK.pt``.
+what this process got to ``FOLDER/RANK.pt``. With ``commands`` behind it: some commands of tlprune.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 from styles import fresh, random_batch
 from torch import Tensor
 
+from tlprune import cli
 from tlprune.gates import HardConcrete, StraightThrough
 from tlprune.learning.budgets import Lagrangian, Penalty
 from tlprune.learning.fit import fit, steps
@@ -170,6 +173,27 @@ def everything(folder: Path) -> dict[str, Any]:
     return {**found, "refusals": refusals(folder, processes().rank)}
 
 
+PLANTED = ["discover", "--model", "planted-and", "--task", "planted", "--edges", "5", "--steps", "10"]
+
+
+def commands(folder: Path) -> list[tuple[int, str, str]]:
+    """The exit status of each command in this process, and what it printed and complained of."""
+    lines = [
+        [*PLANTED, "--out", str(folder / "run"), "--micro-batch", "2"],
+        [*PLANTED, "--out", str(folder / "run")],
+        [*PLANTED, "--out", str(folder / "taken"), "--seed", str(processes().rank)],
+        [*PLANTED, "--method", "eap", "--out", str(folder / "eap")],
+        ["evaluate", str(folder / "run" / "circuit.json")],
+    ]
+    lines[3] = [word for word in lines[3] if word not in ("--steps", "10")]
+    found = []
+    for words in lines:
+        with redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()) as complained:
+            status = cli.main(words)
+        found.append((status, printed.getvalue(), complained.getvalue()))
+    return found
+
+
 def launch(command: list[str], count: int = 2) -> list[subprocess.CompletedProcess[str]]:
     """A command in several processes that know of each other, as a launcher starts them."""
     with socket.socket() as free:
@@ -194,5 +218,8 @@ def launch(command: list[str], count: int = 2) -> list[subprocess.CompletedProce
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.save(everything(Path(sys.argv[1])), Path(sys.argv[1]) / f"{processes().rank}.pt")
+    do = commands if sys.argv[2:] else everything
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tlprune.processes.part", lambda: None)  # until all commands are done
+        torch.save(do(Path(sys.argv[1])), Path(sys.argv[1]) / f"{processes().rank}.pt")
     part()

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import shared_run
 import torch
-from shared_run import RUNS, STEPS, assert_same, launch, resumed, run
+from shared_run import PLANTED, RUNS, STEPS, assert_same, launch, resumed, run
+
+import tlprune as tp
+from tlprune.cli import main
+from tlprune.run_folder import FILES
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +96,57 @@ def test_what_is_wrong_in_one_process_ends_all_alike(name: str, message: str, fo
     first, second = (one["refusals"] for one in found)
     assert message in first[name]
     assert first[name] == second[name]
+
+
+# ---- commands
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[tuple[int, str, str]]]]:
+    folder = tmp_path_factory.mktemp("commands")
+    for process in launch(["-W", "error", shared_run.__file__, str(folder), "commands"]):
+        assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_discover_in_two_processes_finds_what_it_finds_in_one(commands: Any, tmp_path: Path) -> None:
+    folder, ((first, *_), (second, *_)) = commands
+    assert main([*PLANTED, "--out", str(tmp_path / "alone")]) == 0
+    circuits = [tp.Circuit.load(path / "circuit.json") for path in (folder / "run", tmp_path / "alone")]
+    assert circuits[0] == circuits[1]
+    assert sorted(path.name for path in (folder / "run").iterdir()) == sorted(FILES)
+    records = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (folder / "run", tmp_path / "alone")
+    ]
+    assert [one["step"] for one in records[0]] == [*range(1, 11)]
+    for one, other in zip(*records, strict=True):
+        assert one["kl_sampled"] == pytest.approx(other["kl_sampled"], rel=1e-3, abs=1e-5)
+    assert first[0] == 0
+    assert "load it again" in first[1]
+    assert second == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (1, "already holds a run"),
+        (2, "process 1 has another seed (0, now 1)"),
+        (3, "eap trains none and 2 were started"),
+        (4, "tlprune evaluate runs in one process but 2 were started"),
+    ],
+)
+def test_commands_that_cannot_be_shared_end_with_one_message(commands: Any, place: int, message: str) -> None:
+    ends = [process[place] for process in commands[1]]
+    assert [status for status, _, _ in ends] == [2, 2]
+    assert [printed for _, printed, _ in ends] == ["", ""]
+    complaints = [line for _, _, said in ends for line in said.splitlines()]
+    assert len(complaints) == 1
+    assert message in complaints[0]
+
+
+def test_a_launcher_starts_the_package_itself() -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tlprune", "bench"]
+    (found,) = launch(command, count=1)
+    assert found.returncode != 0
+    assert found.stderr.count("tlprune: error: tlprune bench runs in one process but 2 were started") == 1

@@ -21,7 +21,7 @@ LAYERS = {
     "backends": 1, "masking": 2, "learning": 3, "tasks": 4, "models": 4, "truths": 4, "methods": 5, "finetuning": 5,
     "prompts": 4, "skills": 7, "pruning": 7,
     "evaluation": 6, "interop": 6, "draw": 6, "drawing": 6, "benchmarking": 7, "studies": 7, "knowledge": 7, "cli": 8,
-    "__main__": 8,
+    "run_folder": 8, "__main__": 8,
 }  # fmt: skip
 # A circuit can be called: Circuit.on reaches up to what runs it.
 DOORS = {"circuit": {"masking"}}
