@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tlprune.files import write_whole
+from tlprune.files import check_room, write_whole
 from tlprune.learning.best import Best
 from tlprune.learning.settings import differences
 from tlprune.learning.training import Training
@@ -36,12 +37,31 @@ def write_checkpoint(path: Path, training: Training, best: Best, settings: Mappi
     facts = {"step": training.done, "seconds": training.seconds, "best": best.facts(), "settings": dict(settings)}
     metadata = {"format": FORMAT, "version": VERSION, "run": json.dumps(facts)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(training, best).items()}
-    try:
+    with _refusing(path):
         write_whole(path, save(tensors, metadata))
+
+
+def write_first_checkpoint(path: Path, training: Training, best: Best, settings: Mapping[str, Any]) -> None:
+    """The same where there may be none yet: also see to it that there is room for a second one beside it.
+
+    No later one is larger: moments are there from the start, and room for the best masks.
+
+    Raises:
+        ValueError: the file cannot be written, or not twice.
+    """
+    write_checkpoint(path, training, best, settings)
+    with _refusing(path):
+        check_room(path.parent, path.stat().st_size)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ValueError(
-            f"A checkpoint needs room in a folder that can be written, but {path} cannot be: {error.strerror}. "
-            "Make the folder, free some space, or give another path. What was there is as it was."
+            f"A checkpoint needs room for two of its size in a folder that can be written, but {path} cannot be: "
+            f"{error.strerror}. Make the folder, free some space, or give another path. What was there is as it was."
         ) from error
 
 
@@ -90,9 +110,11 @@ def resume(saved: Saved, training: Training, best: Best) -> None:
 def _tensors(training: Training, best: Best) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {"generator": training.generator.get_state()}
     tensors |= {f"best.{name}": value for name, value in best.values.items()}
+    if best.patience is not None and not best.values:
+        tensors |= {f"room.{name}": torch.zeros_like(value) for name, value in training.trained().items()}
     for name, parameter in _parameters(training).items():
         tensors[name] = parameter
-        moments = training.optimiser.state.get(parameter, {})
+        moments = training.optimiser.state.get(parameter) or _no_moments(parameter)
         tensors |= {f"{kind}.{name}": value for kind, value in moments.items()}
     for stream, examples in training.streams.items():
         tensors |= {f"examples.{stream}.{name}": value for name, value in examples.state().items()}
@@ -117,6 +139,15 @@ def _restore(training: Training, tensors: Mapping[str, Tensor]) -> None:
 def _parameters(training: Training) -> dict[str, torch.nn.Parameter]:
     multipliers = {f"multipliers.{place}": b.multipliers for place, b in enumerate(training.budgets)}
     return {**training.trained(), **multipliers}
+
+
+def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """Those that the optimiser begins with."""
+    return {
+        "step": torch.tensor(0.0),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
 
 
 def _moments_of(name: str) -> set[str]:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from tlprune.learning.best import Best
 from tlprune.learning.budgets import Budget, Budgets, Lagrangian
-from tlprune.learning.checkpoint import read_checkpoint, resume, write_checkpoint
+from tlprune.learning.checkpoint import read_checkpoint, resume, write_checkpoint, write_first_checkpoint
 from tlprune.learning.layout import Layout
 from tlprune.learning.objectives import Objective, Sum, faithful
 from tlprune.learning.optimiser import Optimiser
@@ -122,7 +122,7 @@ def _together(training: Training, discovery: Discovery) -> None:
     training.layout.processes.copy_first(training.trained().values())
 
 
-def _begun(path: Path, training: Training, best: Best, discovery: Discovery) -> Callable[[], None]:
+def _begun(path: Path, training: Training, best: Best, discovery: Discovery) -> Callable[[], object]:
     """Go on from a checkpoint that is there; what writes the next one. One is written at once.
 
     So a folder that cannot be written, or has no room, is found before training.
@@ -131,11 +131,8 @@ def _begun(path: Path, training: Training, best: Best, discovery: Discovery) -> 
     if saved := together.from_first(lambda: read_checkpoint(path, settings)):
         resume(saved, training, best)
 
-    def save() -> None:
-        together.in_first(lambda: write_checkpoint(path, training, best, settings))
-
-    save()
-    return save
+    together.in_first(lambda: write_first_checkpoint(path, training, best, settings))
+    return lambda: together.in_first(lambda: write_checkpoint(path, training, best, settings))
 
 
 def fit(
