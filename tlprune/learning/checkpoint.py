@@ -127,10 +127,9 @@ def _restore(training: Training, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in _parameters(training).items():
         parameter.copy_(tensors[name])
         kinds = [other.removesuffix(f".{name}") for other in tensors if other in _moments_of(name)]
-        if kinds:
-            training.optimiser.state[parameter] = {
-                kind: _on_device_of(parameter, tensors[f"{kind}.{name}"]) for kind in kinds
-            }
+        if kinds:  # a fused optimiser counts its steps where the parameter is
+            own = {kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in kinds}
+            training.optimiser.state[parameter] = own
     for stream, examples in training.streams.items():
         prefix = f"examples.{stream}."
         examples.restore({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
@@ -152,11 +151,6 @@ def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
 
 def _moments_of(name: str) -> set[str]:
     return {f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
-
-
-def _on_device_of(parameter: Tensor, value: Tensor) -> Tensor:
-    """Moments lie with their parameter; the count of steps, a single number, stays where it is."""
-    return value.to(parameter.device) if value.dim() else value
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
