@@ -55,7 +55,7 @@ def ragged(batch: Batch) -> Batch:
 
 
 STREAMS = {
-    "main": (ragged(random_batch(11, seed=1)), ragged(random_batch(37, seed=2))),
+    "main": (ragged(random_batch(11, seed=1)), ragged(random_batch(9, seed=2))),
     "other": (random_batch(7, length=5, seed=3), random_batch(3, length=5, seed=4)),
 }
 DISCOVERY = Discovery("random", STREAMS, {"name": "random", "fingerprint": "known"})

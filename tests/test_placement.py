@@ -8,6 +8,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from hooked import NEEDS_HOOKED_TRANSFORMER
 from styles import CLEAN, fresh
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
@@ -25,7 +26,7 @@ def group() -> Iterator[None]:
 
 
 def refused(model: Any, message: str) -> None:
-    for attach in (backend_of, lambda model: tp.Masked(model, tp.Masks(tp.edges(model))), tp.edges):
+    for attach in (backend_of, tp.edges, lambda model: tp.Masked(model, tp.Masks(tp.edges(model)))):
         with pytest.raises(ValueError, match=message):
             attach(model)
 
@@ -35,9 +36,10 @@ def test_sharded_weights_are_refused() -> None:
     model = fresh("llama", torch.float32)
     backend_of(model)
     fully_shard(model.blocks[1], mesh=distributed.init_device_mesh("cpu", (1,)))
-    refused(model, r"blocks\.1\..* is sharded over processes \(DTensor")
+    refused(model, r" is sharded over processes \(DTensor")
 
 
+@NEEDS_HOOKED_TRANSFORMER
 @pytest.mark.parametrize(
     ("offload", "message"),
     [
@@ -58,17 +60,30 @@ class Elsewhere(torch.nn.Parameter):
 
 
 def test_weights_on_several_devices_are_refused() -> None:
-    model = fresh("lnpre", torch.float32)
-    model.unembed.W_U = Elsewhere(model.unembed.W_U.data)
-    refused(model, "is on 2 .*unembed.W_U on cuda:1")
+    refused(with_other_weight(Elsewhere), "is on 2 .* on cuda:1")
 
 
 def test_quantised_weights_are_refused() -> None:
+    model = with_other_weight(lambda value: torch.nn.Parameter(value.to(torch.int8), requires_grad=False))
+    refused(model, r"is quantised \(Parameter of torch.int8\)")
+
+
+def test_weights_without_values_are_refused() -> None:
+    refused(with_other_weight(lambda value: torch.nn.Parameter(value.to("meta"))), "is not there .on device meta")
+
+
+def with_other_weight(change: Callable[[torch.Tensor], torch.nn.Parameter]) -> Any:
+    """A model of which the last parameter is another."""
     model = fresh("lnpre", torch.float32)
-    model.blocks[0].mlp.W_in = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-    refused(model, r"blocks\.0\.mlp\.W_in is quantised \(Parameter of torch.int8\)")
+    owners = [
+        (module, name) for module in model.modules() for name, own in module._parameters.items() if own is not None
+    ]
+    module, name = owners[-1]
+    module._parameters[name] = change(module._parameters[name].detach())
+    return model
 
 
+@NEEDS_HOOKED_TRANSFORMER
 def test_a_model_that_one_device_holds_is_taken() -> None:
     """One that accelerate has dispatched to a single device, too."""
     model = fresh("lnpre", torch.float32)
