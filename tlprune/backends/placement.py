@@ -23,8 +23,9 @@ def refuse_placement(model: Any) -> None:
     """
     if not isinstance(model, Module):
         return
+    outline = all(parameter.is_meta for parameter in model.parameters())  # of a model, to see what memory it takes
     for name, parameter in model.named_parameters():
-        if reason := _reason(parameter):
+        if reason := _reason(parameter, outline):
             raise ValueError(
                 f"Masks read and differentiate whole weights, but {name} is {reason}. Load the model whole, in "
                 "bfloat16 if need be, and share examples, not weights, between processes: docs/scale.md."
@@ -43,11 +44,11 @@ def refuse_placement(model: Any) -> None:
         )
 
 
-def _reason(parameter: Tensor) -> str | None:
+def _reason(parameter: Tensor, outline: bool) -> str | None:
     kinds = {base.__name__ for base in type(parameter).__mro__}
     if "DTensor" in kinds:
         return "sharded over processes (DTensor, as of FSDP)"
-    if parameter.is_meta:
+    if parameter.is_meta and not outline:
         return "not there (on device meta, as accelerate leaves what it offloads)"
     if kinds & {"Params4bit", "Int8Params"} or not parameter.is_floating_point():
         return f"quantised ({type(parameter).__name__} of {parameter.dtype})"
