@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from stopped_run import DISCOVERY, STEPS, STREAMS, masked_model, run
 from styles import fresh, random_batch
 
 from tlprune.gates import HardConcrete, Sigmoid
-from tlprune.learning.budgets import Lagrangian
+from tlprune.learning.budgets import Lagrangian, Penalty
 from tlprune.learning.fit import fit, steps
 from tlprune.learning.objectives import KL
 from tlprune.learning.optimiser import Optimiser
@@ -39,9 +42,7 @@ from tlprune.task import Discovery
 def process(folder: Path, deadly_step: int) -> int:
     command = [sys.executable, "-W", "ignore", stopped_run.__file__, str(folder), str(deadly_step)]
     root = str(Path(stopped_run.__file__).parents[1])
-    return subprocess.run(
-        command, check=False, cwd=root, env={**__import__("os").environ, "PYTHONPATH": root}
-    ).returncode
+    return subprocess.run(command, check=False, cwd=root, env={**os.environ, "PYTHONPATH": root}).returncode
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -188,7 +189,7 @@ def test_what_is_not_a_whole_checkpoint_is_refused_and_kept(tmp_path: Path) -> N
             fit(masked_model(), DISCOVERY, steps=2, checkpoint=path)
         assert path.read_bytes() == data
     save_file({"log_alpha": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="but not a checkpoint of version 1"):
+    with pytest.raises(ValueError, match="but not a checkpoint of version 2"):
         fit(masked_model(), DISCOVERY, steps=2, checkpoint=path)
 
 
@@ -197,6 +198,17 @@ class Untrained(KL):
 
     def __call__(self, *inputs: Any) -> Any:
         raise AssertionError("training began")
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file may have more bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def blocked(folder: Path) -> list[Path]:
@@ -217,14 +229,48 @@ def test_paths_that_cannot_be_written_are_found_before_training(tmp_path: Path, 
 def test_a_full_disk_is_found_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be: No space left on device"):
         fit(masked_model(), DISCOVERY, Untrained(), steps=2, metrics="/dev/full")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try:
-        with pytest.raises(ValueError, match="cannot be: File too large"):
-            fit(masked_model(), DISCOVERY, Untrained(), steps=2, checkpoint=tmp_path / "run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with limited(2000), pytest.raises(ValueError, match="cannot be: File too large"):
+        fit(masked_model(), DISCOVERY, Untrained(), steps=2, checkpoint=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_room_for_all_that_a_checkpoint_will_hold_is_found_before_training(
+    tmp_path: Path, patience: int | None
+) -> None:
+    """Moments, and the best masks, which the first one does not have yet."""
+    path, options = tmp_path / "run", {"steps": 9, "validate_every": 3, "patience": patience}
+    records = steps(masked_model(), DISCOVERY, None, Penalty(0.0), checkpoint=path, **options)
+    sizes = [path.stat().st_size]
+    assert len(list(records)) == 9
+    sizes.append(path.stat().st_size)
+    assert load_file(path).keys() >= {"exp_avg.log_alpha"} | ({"best.log_alpha"} if patience else set())
+    # What differs is the numbers of examples in the order in which they were met.
+    assert sizes[1] - sizes[0] <= 8 * 3 * len(STREAMS["main"][0]) + 64
+
+
+def test_room_for_a_second_checkpoint_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the disk are two while one takes the other's place."""
+    asked = []
+
+    def full(handle: int, begin: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"room for two of its size .* cannot be: No space left on device"):
+        run(tmp_path, masked_model(), objective=Untrained())
+    assert asked == [(tmp_path / "run.safetensors").stat().st_size]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_run_that_was_stopped_before_its_first_step_begins_like_a_new_one(tmp_path: Path) -> None:
+    records = steps(masked_model(), DISCOVERY, steps=6, checkpoint=tmp_path / "run")
+    del records
+    first, second = masked_model(), masked_model()
+    fit(first, DISCOVERY, steps=6, checkpoint=tmp_path / "run")
+    fit(second, DISCOVERY, steps=6)
+    assert torch.equal(first.masks.log_alpha, second.masks.log_alpha)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -232,13 +278,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     records = steps(masked, DISCOVERY, steps=9, checkpoint=path, checkpoint_every=3)
     for _ in range(4):
         next(records)
-    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-    try:
-        with pytest.raises(ValueError, match="What was there is as it was"):
-            list(records)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    before = path.read_bytes()
+    with limited(len(before) // 2), pytest.raises(ValueError, match="What was there is as it was"):
+        list(records)
     assert path.read_bytes() == before
     assert [step.step for step in steps(masked_model(), DISCOVERY, steps=9, checkpoint=path, checkpoint_every=3)] == [
         *range(4, 10)

@@ -1,13 +1,17 @@
 """The commands as a person types them, and what they answer to bad input."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
 import tlprune as tp
-from tlprune.cli import FILES, main
+from tlprune.cli import main
+from tlprune.learning.records import Step
+from tlprune.learning.training import Training
 from tlprune.methods import METHODS
+from tlprune.run_folder import CHECKPOINT, FILES
 from tlprune.studies.commands.sweep import SWEPT
 from tlprune.tasks.usual import by_span
 
@@ -54,6 +58,54 @@ def test_evaluate_prints_the_figures_of_the_run_as_json(
     assert printed["rows"][1]["name"] == "circuit"
     low, high = printed["rows"][1]["intervals"]["agreement"]
     assert low <= printed["rows"][1]["agreement"] <= high
+
+
+def test_discover_goes_on_where_it_was_stopped(
+    tmp_path: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same line again; with other settings it is refused, and a finished run is one that is taken."""
+    words, step = [*PLANTED, "--out", str(tmp_path / "run")], Training.step
+
+    def stopped(training: Training) -> Step:
+        if training.done == 70:
+            raise KeyboardInterrupt
+        return step(training)
+
+    monkeypatch.setattr(Training, "step", stopped)
+    assert main(words) == 130
+    monkeypatch.setattr(Training, "step", step)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", CHECKPOINT]
+    assert main([*words, "--seed", "1"]) == 2
+    assert "was written with another seed (0, now 1)" in capsys.readouterr().err
+    assert main(words) == 0
+    records, whole = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "run", run_directory)
+    )
+    assert [{**one, "seconds": 0} for one in records] == [{**one, "seconds": 0} for one in whole]
+    circuits = [tp.Circuit.load(folder / "circuit.json") for folder in (tmp_path / "run", run_directory)]
+    assert circuits[0] == circuits[1]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+    assert main(words) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_discover_finds_a_full_disk_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tlprune.models.load.load", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        assert main([*PLANTED, "--out", str(tmp_path / "run")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "run: File too large" in capsys.readouterr().err
+
+
+def test_micro_batches_are_of_methods_that_train_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["discover", "--method", "eap", "--micro-batch", "2"]) == 2
+    assert "eap trains none. Leave --micro-batch out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

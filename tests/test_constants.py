@@ -54,6 +54,23 @@ def without(model: Any, edge: str) -> tp.Circuit:
 # ---- closed forms
 
 
+def test_gradients_of_one_backward_after_another_add_up() -> None:
+    """As of several terms, mask samples or pieces of a batch; embeddings of a model with positions are two tensors."""
+    model, task = random_model("gpt2"), random_task()
+    constant, batch = constant_of(model, task), task.discovery.train()
+    masked = tp.Masked(model, without(model, "input->logits"), constant)
+    pieces, gradients = [batch.rows(rows) for rows in (torch.arange(4), torch.arange(4, 8))], []
+    for runs in (pieces[:1], pieces[1:], pieces):
+        for one in constant.parameters():
+            one.grad = None
+        for piece in runs:
+            masked(piece).square().mean().backward()
+        gradients.append([one.grad.clone() for one in constant.embeddings])
+    for first, second, both in zip(*gradients, strict=True):
+        assert float(second.abs().max()) > 1e-4
+        torch.testing.assert_close(first + second, both, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("edge", ["m1->logits", "a1.h2->logits", "input->logits"])
 def test_of_a_linear_reader_the_best_constant_leaves_the_variance_of_what_is_removed(edge: str) -> None:
     """An output ``y = ... + x . u``: without ``x`` the squared error is that of ``c . u`` from ``x . u``.

@@ -10,14 +10,13 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tlprune.choices import choice, value_of
-
-FILES = ("circuit.json", "metrics.jsonl", "circuit.html", "evaluation.json")
+from tlprune.run_folder import CHECKPOINT, FILES, run_folder
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class Run:
             classify, sst2; or a file of prompts that ends in .jsonl. An unknown name lists all.
         method: such as edge-pruning, acdc, eap, eap-ig or random. An unknown name lists all.
         out: directory for circuit.json, metrics.jsonl, circuit.html (of edges) and evaluation.json; by default a new
-            one in runs/.
+            one in runs/. A run that was stopped there goes on.
         task_seed: of the prompts and the split; --seed is the method's.
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
         ablation: what replaces what is removed, resample or zero; by default the task's: zero for compiled
             programs such as reverse, else the method's, mostly resample.
+        micro_batch: of methods that train masks: examples that are run at once, at most; less memory, the same result.
     """
 
     model: str | None = None
@@ -45,6 +45,7 @@ class Run:
     task_seed: int = 0
     device: str | None = None
     ablation: Literal["resample", "zero"] | None = None
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands |= {"saliency": _saliency, "sweep": _sweep}
     if not words or words[0] in ("-h", "--help") or words[0] not in commands:
         return _usage(words)
+    from tlprune.processes import part, processes
+
+    together = processes()
     try:
+        if together.count > 1 and words[0] != "discover":
+            raise ValueError(
+                f"tlprune {words[0]} runs in one process but {together.count} were started. Processes share the "
+                "training of tlprune discover; start others without accelerate launch or torchrun."
+            )
         commands[words[0]](words[1:])
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"tlprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = f"tlprune: error: {' '.join(str(error).split())}"
+        if together.first_to_say(message):
+            print(message, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tlprune: interrupted", file=sys.stderr)
         return 130
+    finally:
+        part()
     return 0
 
 
@@ -136,24 +149,55 @@ def _every_span(words: Sequence[str]) -> list[str]:
 
 
 def discover(run: Run, method: Any) -> None:
-    """Find a circuit and write it, its training record, its drawing and its figures to ``run.out``."""
-    from tlprune.drawing import draw
-    from tlprune.evaluation import evaluate
-    from tlprune.files import write_whole
+    """Find a circuit and write it, its training record, its drawing and its figures to ``run.out``.
+
+    Several processes share the training; the first one does all else.
+    """
     from tlprune.models.load import load
+    from tlprune.processes import processes
     from tlprune.sealing import sealed
     from tlprune.tasks import task_builder
     from tlprune.tasks.usual import ABLATIONS, by_span, sized, usual
 
     build, setting = task_builder(run.task), usual(run.task)
     run = dataclasses.replace(run, model=run.model or setting.model, ablation=run.ablation or setting.ablation)
-    with _output_directory(run) as out:
+    _check_trains_masks(run, method)
+    with run_folder(run.out, f"{Path(str(run.model)).name}-{Path(run.task).stem}") as out:
         model = load(run.model, device=run.device)
         task = build(model, seed=run.task_seed)
         method = by_span(sized(method, run.task, model), task)
-        records = {"metrics": out / "metrics.jsonl"} if "metrics" in inspect.signature(method.find).parameters else {}
+        known = {"metrics": out / "metrics.jsonl", "checkpoint": out / CHECKPOINT, "micro_batch": run.micro_batch}
+        options = {name: value for name, value in known.items() if name in inspect.signature(method.find).parameters}
         ablation = ABLATIONS[run.ablation]() if run.ablation else None
-        found = method.find(model, sealed(task), ablation=ablation, progress=sys.stderr.isatty(), **records)
+        found = method.find(model, sealed(task), ablation=ablation, progress=sys.stderr.isatty(), **options)
+    if processes().first:
+        _written(run, model, task, found, out)
+
+
+def _check_trains_masks(run: Run, method: Any) -> None:
+    from tlprune.methods.mask_training import MaskTraining
+    from tlprune.processes import processes
+
+    if isinstance(method, MaskTraining):
+        return
+    if (count := processes().count) > 1:
+        raise ValueError(
+            f"Processes share the training of masks, but {run.method} trains none and {count} were started. Run it in "
+            "one process, without accelerate launch or torchrun, or choose a method such as edge-pruning."
+        )
+    if run.micro_batch is not None:
+        raise ValueError(
+            f"Micro-batches are of methods that train masks, but {run.method} trains none. Leave --micro-batch out; "
+            "--batch-size is how many examples it runs at once."
+        )
+
+
+def _written(run: Run, model: Any, task: Any, found: Any, out: Path) -> None:
+    """Write a circuit, its figures and its drawing, and print what they say."""
+    from tlprune.drawing import draw
+    from tlprune.evaluation import evaluate
+    from tlprune.files import write_whole
+
     command = {"model": run.model, "task": run.task, "task_seed": run.task_seed}
     circuit = found.like(found.kept, {**found.provenance, "command": command})
     circuit.save(out / "circuit.json")
@@ -161,6 +205,7 @@ def discover(run: Run, method: Any) -> None:
     write_whole(out / "evaluation.json", json.dumps(figures.as_dict(), indent=1) + "\n")
     if "edges" in circuit.sites.kinds:
         draw(circuit, out / "circuit.html", title=f"{task.name} in {Path(str(run.model)).name}")
+    (out / CHECKPOINT).unlink(missing_ok=True)
     print(f"{run.task} in {run.model}: {run.method}, {circuit}\n\n{figures}\n")
     print(f"wrote {', '.join(name for name in FILES if (out / name).exists())} to {out}/")
     print(f'load it again: circuit = tlprune.Circuit.load("{out / "circuit.json"}")')
@@ -287,32 +332,3 @@ def _unboxed(complaint: str) -> str:
     lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in complaint.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
     return re.sub(r"^Error parsing settings: | Argument helptext:.*$| For full helptext.*$", "", text)
-
-
-@contextlib.contextmanager
-def _output_directory(run: Run) -> Iterator[Path]:
-    """The directory for a run, made and known to be writable before any work; gone again if the work cannot start."""
-    out = run.out or _fresh(Path("runs"), f"{Path(str(run.model)).name}-{Path(run.task).stem}")
-    if any((out / name).exists() for name in FILES):
-        raise ValueError(f"{out} already holds a run. Choose another directory with --out, or remove it.")
-    existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"Cannot write to {out}: {error.strerror}. Choose another directory with --out.") from None
-    try:
-        yield out
-    except ValueError:
-        if not existed:
-            with contextlib.suppress(OSError):  # training has left a record worth keeping
-                out.rmdir()
-        raise
-
-
-def _fresh(parent: Path, name: str) -> Path:
-    """``parent/name``, or the first of ``name-2``, ``name-3``, ... that does not exist."""
-    candidates: Iterable[Path] = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
-    return next(path for path in candidates if not path.exists())

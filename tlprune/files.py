@@ -36,6 +36,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.close(folder)
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Try whether a folder takes a file of so many bytes beside what it holds.
+
+    Raises:
+        OSError: it has no room for it, or cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # elsewhere it would have to be written
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
     """Tensors with plain data beside them, as one safetensors file."""
     from safetensors.torch import save

@@ -9,6 +9,7 @@ from tlprune.backends.activations import Backend
 from tlprune.backends.bridge_encoder import BridgeEncoderBackend, is_encoder
 from tlprune.backends.hooked_encoder import HookedEncoderBackend
 from tlprune.backends.hooked_transformer import HookedTransformerBackend
+from tlprune.backends.placement import refuse_placement
 from tlprune.backends.transformer_bridge import TransformerBridgeBackend
 
 
@@ -29,11 +30,12 @@ def backend_of(model: Any) -> Backend:
     """The backend for a model, of one wrapped by ``torch.compile`` for the model inside.
 
     Raises:
-        ValueError: no backend supports this kind of model.
+        ValueError: no backend supports this kind of model, or its weights are sharded, placed apart or quantised.
     """
     model = getattr(model, "_orig_mod", model)
     for base in type(model).__mro__:
         if base.__name__ in BACKENDS:
+            refuse_placement(model)
             return BACKENDS[base.__name__](model)
     raise ValueError(
         f"tlprune needs one of {', '.join(BACKENDS)} but got {type(model).__name__}. Load one with tp.load(...), with "

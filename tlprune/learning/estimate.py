@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tlprune.learning.budgets import Lagrangian
 from tlprune.learning.dry_run import DryRun, outlined
+from tlprune.learning.layout import Layout
 from tlprune.learning.memory import PARTS, Estimate
 from tlprune.learning.objectives import Objective, Sum, faithful, weighted
 from tlprune.learning.optimiser import Optimiser
@@ -95,17 +96,18 @@ def estimate(
     return replace(of(batch), again=of)
 
 
-def estimate_of_run(masked: Masked, discovery: Discovery, plan: Plan) -> Estimate:
+def estimate_of_run(masked: Masked, discovery: Discovery, plan: Plan, layout: Layout | None = None) -> Estimate:
     """What the steps of a plan take, on its longest prompts.
 
     Args:
         masked: the model with trainable masks.
         discovery: the examples.
         plan: the training.
+        layout: the processes that share each step, and how many examples each runs at once.
     """
     assert isinstance(masked.masks, Masks)
     with _assuming(masked.masks, plan), DryRun() as run:
-        training = _outlined_training(run, masked, discovery, plan)
+        training = _outlined_training(run, masked, discovery, plan, layout)
         labels = _Labels(run, training)
         for _ in range(2):  # in the second step caches and buffers of the first are there
             training.gradients()
@@ -114,7 +116,7 @@ def estimate_of_run(masked: Masked, discovery: Discovery, plan: Plan) -> Estimat
     size = max(stream.size for stream in training.streams.values())
     return Estimate(
         **labels.parts(), batch=size, length=max(widths), dtype=training.masked.backend.dtype,
-        again=lambda size: estimate_of_run(masked, discovery, replace(plan, batch_size=size)),
+        again=lambda size: estimate_of_run(masked, discovery, replace(plan, batch_size=size), layout),
     )  # fmt: skip
 
 
@@ -132,14 +134,16 @@ def _in_type(model: Any, dtype: torch.dtype | None) -> Any:
     return nn.Module.to(model, dtype)
 
 
-def _outlined_training(run: DryRun, masked: Masked, discovery: Discovery, plan: Plan) -> Training:
+def _outlined_training(
+    run: DryRun, masked: Masked, discovery: Discovery, plan: Plan, layout: Layout | None
+) -> Training:
     """The same training on a model without weights; it begins with the longest prompts."""
     masks = masked.masks
     assert isinstance(masks, Masks)
     with run.doubting():
         own = outlined(masks, same=(masks.sites, masks.among, masks.always, masks.start, masks.gate), whole=False)
         ablation = outlined(masked.ablation, whole=False)
-        training = Training(masked.alike(outlined_model(masked.model), own, ablation), own, discovery, plan)
+        training = Training(masked.alike(outlined_model(masked.model), own, ablation), own, discovery, plan, layout)
     model = training.masked.model
     run.begin(without=[*model.parameters(), *model.buffers(), *training.trained().values()])
     for stream in training.streams.values():

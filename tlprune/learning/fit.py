@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ from tqdm.auto import tqdm
 
 from tlprune.learning.best import Best
 from tlprune.learning.budgets import Budget, Budgets, Lagrangian
-from tlprune.learning.checkpoint import resume, write_checkpoint
+from tlprune.learning.checkpoint import read_checkpoint, resume, write_checkpoint, write_first_checkpoint
+from tlprune.learning.layout import Layout
 from tlprune.learning.objectives import Objective, Sum, faithful
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.records import Step
 from tlprune.learning.reports import Report, metrics_file
 from tlprune.learning.room import check_room, told
-from tlprune.learning.settings import settings_of
+from tlprune.learning.settings import differences, settings_of
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
+from tlprune.processes import processes
 from tlprune.schedules import linear
 from tlprune.task import Discovery
 
@@ -40,6 +43,7 @@ def steps(  # noqa: PLR0913
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     memory: float | None = None,
+    micro_batch: int | None = None,
     seed: int = 0,
 ) -> Iterator[Step]:
     """Train masks, one record per step; stop whenever you like, the masks are as the last record says.
@@ -47,6 +51,10 @@ def steps(  # noqa: PLR0913
     Terms of the objective are evaluated one after the other, each on a batch of its own stream with mask samples of its
     own, forward and backward, so that memory is that of one term. A gate with a temperature is moved along:
     ``masks.gate`` is that of the last step taken.
+
+    Processes that ``accelerate launch`` or ``torchrun`` started share every step: all call this with the same settings,
+    each runs its part of the batch with the same mask sample, and gradients are added up, so that masks and records
+    are those of one process up to rounding. The first of them writes the checkpoint.
 
     Args:
         masked: the model with trainable masks.
@@ -63,17 +71,20 @@ def steps(  # noqa: PLR0913
             which the budget's last target was reached (with no more than 5% too many sites). At the end the masks are
             then the best ones measured since. ``None``: all steps are taken and the last masks stay.
         checkpoint: a file for the state of the run. If it is there the run goes on from it, on a CPU bit for bit as if
-            it had never stopped, and gives the records of the remaining steps.
+            it had never stopped, and gives the records of the remaining steps. With another number of processes or
+            another ``micro_batch`` it goes on up to rounding.
         checkpoint_every: steps between checkpoints, so the most that a killed process loses; the end is always kept.
         memory: bytes that the run may take beside the model's weights; by default what is free on the model's device.
             ``math.inf``: look at nothing beforehand.
+        micro_batch: examples that a process runs at once, at most. Gradients of the pieces of a batch are added up, so
+            the result is that of the whole batch up to rounding, and memory that of a piece.
         seed: of mask samples and example order.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the masks are left as before that step.
         ValueError: the masks are not trainable, patience has nothing to measure, a step needs more memory than there is
-            (:func:`tlprune.estimate`), or the checkpoint cannot be written or
-            is of another run.
+            (:func:`tlprune.estimate`), the checkpoint cannot be written or is of another run, or processes that are to
+            share the run have different settings.
     """
     if not isinstance(masked.masks, Masks):
         raise ValueError(
@@ -92,16 +103,36 @@ def steps(  # noqa: PLR0913
         patience=patience,
         seed=seed,
     )
-    training, best = Training(masked, masked.masks, discovery, plan), Best(patience)
-    check_room(training, discovery, memory)
+    layout = Layout(processes(), micro_batch)
+    training, best = Training(masked, masked.masks, discovery, plan, layout), Best(patience)
+    layout.processes.in_all(lambda: check_room(training, discovery, memory))
+    if layout.processes.count > 1:
+        _together(training, discovery)
     if checkpoint is None:
         return _Steps(training, best, lambda: None, checkpoint_every)
-    path, settings = Path(checkpoint), settings_of(training, discovery)
-    if path.exists():
-        resume(path, training, best, settings)
-    # At once, so that a folder that cannot be written is found before training.
-    write_checkpoint(path, training, best, settings)
-    return _Steps(training, best, lambda: write_checkpoint(path, training, best, settings), checkpoint_every)
+    return _Steps(training, best, _begun(Path(checkpoint), training, best, discovery), checkpoint_every)
+
+
+def _together(training: Training, discovery: Discovery) -> None:
+    """Processes begin with one state; that they were told the same is checked."""
+    own = {**settings_of(training, discovery), "micro_batch": training.layout.micro_batch}
+    # What scores made of a warm start may be rounded otherwise in each process, and is the first one's.
+    del own["start"]
+    training.layout.processes.check_equal(own, differences)
+    training.layout.processes.copy_first(training.trained().values())
+
+
+def _begun(path: Path, training: Training, best: Best, discovery: Discovery) -> Callable[[], object]:
+    """Go on from a checkpoint that is there; what writes the next one. One is written at once.
+
+    So a folder that cannot be written, or has no room, is found before training.
+    """
+    settings, together = settings_of(training, discovery), training.layout.processes
+    if saved := together.from_first(lambda: read_checkpoint(path, settings)):
+        resume(saved, training, best)
+
+    together.in_first(lambda: write_first_checkpoint(path, training, best, settings))
+    return lambda: together.in_first(lambda: write_checkpoint(path, training, best, settings))
 
 
 def fit(
@@ -123,9 +154,9 @@ def fit(
         objective: as for :func:`steps`.
         budget: as for :func:`steps`.
         metrics: a file that gets one JSON object per step, as it happens. A run that goes on from a checkpoint goes on
-            with this file too.
-        report: called with each record, such as ``tlprune.learning.reports.wandb(run)``.
-        progress: whether to show a progress bar, and above it the memory that a step takes.
+            with this file too. Of several processes the first writes it.
+        report: called with each record, such as ``tlprune.learning.reports.wandb(run)``; in every process.
+        progress: whether to show a progress bar, and above it the memory that a step takes, in the first process.
         options: further arguments of :func:`steps`.
 
     Raises:
@@ -135,14 +166,18 @@ def fit(
     records = steps(masked, discovery, objective, budget, **options)
     assert isinstance(records, _Steps)
     plan, done = records.training.plan, records.training.done
+    together = records.training.layout.processes
+    progress = progress and together.first
     if progress and (found := told(records.training, discovery)) is not None:
         tqdm.write(found.line, file=sys.stderr)
     bar = tqdm(records, total=plan.steps, initial=done, disable=not progress, unit="step")
-    with metrics_file(metrics, done=done) as write:
+    with ExitStack() as closing:
+        write = together.in_first(lambda: closing.enter_context(metrics_file(metrics, done=done)))
         for record in bar:
             history.append(record)
             bar.set_postfix_str(str(record).partition(" | ")[2], refresh=False)
-            write(record)
+            if write is not None:
+                write(record)
             if report is not None:
                 report(record)
     return history

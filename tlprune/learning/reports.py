@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tlprune.learning.records import Step
+from tlprune.processes import processes
 
 Report = Callable[[Step], None]
 
@@ -40,6 +41,8 @@ def metrics_file(path: str | Path | None, *, done: int = 0) -> Iterator[Report]:
 def wandb(run: Any = None, **options: Any) -> Report:
     """A report to Weights and Biases: ``tp.fit(..., report=reports.wandb(project="circuits"))``.
 
+    Of several processes that share a run the first reports.
+
     Args:
         run: a run that was started; by default a new one.
         options: of ``wandb.init`` for a new run.
@@ -47,6 +50,8 @@ def wandb(run: Any = None, **options: Any) -> Report:
     Raises:
         ValueError: a new run is asked for and wandb is not installed.
     """
+    if not processes().first:
+        return lambda step: None
     if run is None:
         run = _wandb().init(**options)
 

@@ -65,7 +65,7 @@ def told(training: Training, discovery: Discovery) -> Estimate | None:
     if training.masked.backend.is_hooked():
         return None
     try:
-        return estimate_of_run(training.masked, discovery, training.plan)
+        return estimate_of_run(training.masked, discovery, training.plan, training.layout)
     except (RuntimeError, NotImplementedError, TypeError):  # somebody's gate, ablation or objective asks for numbers
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tlprune.learning.budgets import Budget, Budgets, every
 from tlprune.learning.examples import Examples
+from tlprune.learning.layout import Layout, Piece, answer_counts
 from tlprune.learning.objectives import Objective, Sum, weighted
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.reading import value_of
@@ -21,7 +22,7 @@ from tlprune.masking.cache import RunCache
 from tlprune.masking.drawn_weights import DrawnWeights, can_draw
 from tlprune.masking.masked import Masked
 from tlprune.masking.masks import Masks
-from tlprune.pieces import expected_count
+from tlprune.pieces import expected_count, uniform_like
 from tlprune.task import Batch, Discovery
 
 
@@ -52,8 +53,10 @@ class Imposed:
 class Training:
     """State of a run: masks, multipliers, optimiser, random numbers, order of examples."""
 
-    def __init__(self, masked: Masked, masks: Masks, discovery: Discovery, plan: Plan) -> None:
-        self.masked, self.masks, self.plan = masked, masks, plan
+    def __init__(
+        self, masked: Masked, masks: Masks, discovery: Discovery, plan: Plan, layout: Layout | None = None
+    ) -> None:
+        self.masked, self.masks, self.plan, self.layout = masked, masks, plan, layout or Layout()
         self.terms = weighted(plan.objective)
         self.labels = Sum(self.terms).labels
         self.parts = {kind: masks.part(kind) for kind in masks.sites.kinds}
@@ -81,7 +84,7 @@ class Training:
             size = size[stream]
         if size < 1:
             raise ValueError(f"A batch needs at least 1 example but {stream!r} is to have {size}. Ask for more.")
-        return Examples(self.masked, discovery, stream=stream, size=size, generator=self.generator)
+        return Examples(self.masked, discovery, stream=stream, size=size, generator=self.generator, layout=self.layout)
 
     @property
     def seconds(self) -> float:
@@ -92,7 +95,7 @@ class Training:
         """Take the next step."""
         number = self.done
         self._anneal(number)
-        values = self.gradients()
+        values = self._added_up(self.gradients())
         self._refuse_not_finite(values, number)
         self._clip()
         self.optimiser.step()
@@ -111,20 +114,50 @@ class Training:
             group["lr"] = rate * self.plan.optimiser.factor(number, self.plan.steps)
 
     def _descend(self, weight: float, objective: Objective, batch: Batch, number: int) -> float:
-        """Add the gradients of one term, and its share of the budgets'; return the term's value."""
+        """Add this process' share of the gradients of one term, and the budgets'; return its share of the value."""
         order = torch.argsort(batch.clean.lengths, stable=True)  # so that little of each part is padding
-        parts = batch.rows(order).split(math.ceil(len(batch) / self.plan.optimiser.samples))
-        return sum(self._backward(weight, objective, part, len(part) / len(batch), number) for part in parts)
+        batch, size = batch.rows(order), math.ceil(len(batch) / self.plan.optimiser.samples)
+        parts = zip(batch.split(size), self.layout.pieces(len(batch), size), strict=True)
+        backward = self._backward_through_weights if self._draws_weights else self._backward
+        return sum(
+            backward(weight, objective, self._own(objective, part, pieces), len(part) / len(batch), number)
+            for part, pieces in parts
+        )
 
-    def _backward(self, weight: float, objective: Objective, part: Batch, share: float, number: int) -> float:
-        cache = self.streams[objective.on].prepared(part)
-        if self._draws_weights:
-            return self._backward_through_weights(weight, objective, part, share, number, cache)
-        sample = self.masks.sample(self.generator)
-        mask, flat = run_of(sample, objective), self.masks.gate.flat_ends
-        value = value_of(objective, self.masked, part, cache, mask=mask, flat_ends=flat)
-        (share * (weight * value + self._pressure(sample, number) / len(self.terms))).backward()
-        return share * float(value.detach())
+    def _own(self, objective: Objective, part: Batch, pieces: list[Piece]) -> Iterator[tuple[float, Batch]]:
+        """The pieces that this process runs, each with its share of the answers; the cache knows them."""
+        answers, examples = answer_counts(part), self.streams[objective.on]
+        total = int(answers.sum())
+        for piece in pieces:
+            share = int(answers[piece.begin : piece.end].sum()) / total
+            if share and piece.process != self.layout.processes.rank:
+                examples.meet(piece.of(part), process=piece.process)
+            elif share:
+                examples.prepare(own := piece.of(part))
+                yield share, own
+
+    def _backward(
+        self, weight: float, objective: Objective, pieces: Iterator[tuple[float, Batch]], share: float, number: int
+    ) -> float:
+        """All pieces see one draw, whose gradients meet in a leaf, so that they pass the gate once."""
+        sample, value = self.masks.sample(self.generator), 0.0
+        leaf, flat = sample.detach().requires_grad_(), self.masks.gate.flat_ends
+        for part, batch in pieces:
+            mask = run_of(leaf, objective)
+            one = value_of(objective, self.masked, batch, self._cache(objective), mask=mask, flat_ends=flat)
+            (share * (weight * (part * one))).backward()
+            value += part * float(one.detach())
+        ends = [] if leaf.grad is None else [sample]
+        gradients = [leaf.grad for _ in ends]
+        if self.layout.processes.first:
+            ends.append(share * (self._pressure(sample, number) / len(self.terms)))
+            gradients.append(None)
+        if ends:
+            torch.autograd.backward(ends, gradients)
+        return share * value
+
+    def _cache(self, objective: Objective) -> RunCache:
+        return self.streams[objective.on].cache
 
     @cached_property
     def _draws_weights(self) -> bool:
@@ -132,15 +165,40 @@ class Training:
         return can_draw(self.masks) and all(b.budget.measure == "expected" for b in self.budgets)
 
     def _backward_through_weights(
-        self, weight: float, objective: Objective, part: Batch, share: float, number: int, cache: RunCache
+        self, weight: float, objective: Objective, pieces: Iterator[tuple[float, Batch]], share: float, number: int
     ) -> float:
-        """The same where masks are of weights alone; the budgets' gradient would lie about during the model's."""
-        weights = self.masked.backend.parameters()
-        drawn = DrawnWeights(self.masks, weights, run=objective.run, generator=self.generator)
-        value = value_of(objective, self.masked, part, cache, mask=drawn)
-        (share * weight * value).backward()
-        (share * self._pressure(self.masks.log_alpha, number) / len(self.terms)).backward()
-        return share * float(value.detach())
+        """The same where masks are of weights alone; the budgets' gradient would lie about during the model's.
+
+        A leaf would be one more copy of the weights, so each piece repeats the draw.
+        """
+        weights, value, start, drawn = self.masked.backend.parameters(), 0.0, self.generator.get_state(), None
+        for part, batch in pieces:
+            self.generator.set_state(start)
+            drawn = DrawnWeights(self.masks, weights, run=objective.run, generator=self.generator)
+            one = value_of(objective, self.masked, batch, self._cache(objective), mask=drawn)
+            (share * weight * (part * one)).backward()
+            value += part * float(one.detach())
+        if drawn is None:  # the draw is the same everywhere, so where nobody looks at it, too
+            uniform_like(self.masks.log_alpha, self.generator)
+        if self.layout.processes.first:
+            (share * self._pressure(self.masks.log_alpha, number) / len(self.terms)).backward()
+        return share * value
+
+    @torch.no_grad()
+    def _added_up(self, values: list[float]) -> list[float]:
+        """Values over all processes; gradients, too, are then those of the whole batch everywhere."""
+        if self.layout.processes.count == 1:
+            return values
+        parameters = [one for own in self.optimiser.param_groups for one in own["params"]]
+        known = [*values, *(float(one.grad is not None) for one in parameters)]
+        totals = torch.tensor(known, dtype=torch.float64, device=self.masks.log_alpha.device)
+        self.layout.processes.add_up([totals])
+        sums, holders = totals.tolist()[: len(values)], totals.tolist()[len(values) :]
+        for one, count in zip(parameters, holders, strict=True):
+            if count and one.grad is None:
+                one.grad = torch.zeros_like(one)
+        self.layout.processes.add_up(one.grad for one in parameters if one.grad is not None)
+        return sums
 
     def _pressure(self, sample: Tensor, number: int) -> Tensor:
         terms = [b.budget.term(b.multipliers, self._sparsity(b, sample), number) for b in self.budgets]
@@ -190,12 +248,18 @@ class Training:
         return [self._hard(objective, run_of(mask, objective)) for _, objective in self.terms]
 
     def _hard(self, objective: Objective, mask: Tensor) -> float:
-        examples, total = self.streams[objective.on], 0.0
-        cache = examples.validation_cache
-        for part in examples.validation.split(min(32, examples.size)):
-            batch = part.to(examples.device)
-            total += float(value_of(objective, self.masked, batch, cache, mask=mask)) * len(batch)
-        return total / len(examples.validation)
+        """The mean over the answers of the validation examples, whose parts are shared out."""
+        examples = self.streams[objective.on]
+        parts = list(examples.validation.split(min(32, examples.size, self.layout.micro_batch or 32)))
+        counts = [int(answer_counts(examples.validation)[part.index].sum()) for part in parts]
+        values = torch.zeros(len(parts), dtype=torch.float64, device=mask.device)
+        for number, part in enumerate(parts):
+            if counts[number] and self.layout.own(number):
+                batch = part.to(examples.device)
+                values[number] = value_of(objective, self.masked, batch, examples.validation_cache, mask=mask)
+        self.layout.processes.add_up([values])
+        pairs = zip(counts, values.tolist(), strict=True)
+        return sum(count * value for count, value in pairs) / sum(counts)
 
     @torch.no_grad()
     def reached(self) -> bool:

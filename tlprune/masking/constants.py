@@ -88,7 +88,8 @@ class Constant(nn.Module):
         shape, carried = backend.architecture, iter(backend.constants())
         if shape.post_norm:
             return
-        total, heads = torch.stack(list(self.embeddings)).sum(0), self.sent or self.heads
+        # No stack of the embeddings: their gradients would be views of one tensor, into which a second backward adds.
+        total, heads = sum(self.embeddings), self.sent or self.heads
         for layer in range(shape.n_layers):
             yield total + next(carried)
             attention = torch.einsum("bphe,hed->bpd", heads[layer], backend.output_weight(layer).detach())

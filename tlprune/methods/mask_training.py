@@ -74,9 +74,12 @@ class MaskTraining(ABC):
         ablation: Ablation | None = None,
         metrics: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        micro_batch: int | None = None,
         progress: bool = False,
     ) -> Circuit:
         """Train the gates and return the hard circuit.
+
+        Processes that ``accelerate launch`` or ``torchrun`` started share the training, as of :func:`~tlprune.steps`.
 
         Args:
             model: a TransformerLens model; left as it was.
@@ -86,13 +89,14 @@ class MaskTraining(ABC):
                 trained in place, with the masks.
             metrics: a file for one JSON record per step.
             checkpoint: a file for the state of training, from which a run that was stopped goes on.
+            micro_batch: examples that are run at once, at most: less memory for the same result.
             progress: whether to show a progress bar.
 
         Raises:
             ValueError: of edges, no path leads from an embedding to the logits, where gates alone decide the size.
         """
-        files = {"metrics": metrics, "checkpoint": checkpoint}
-        masks, provenance = self._trained(model, task, ablation, progress=progress, **files)
+        options = {"metrics": metrics, "checkpoint": checkpoint, "micro_batch": micro_batch}
+        masks, provenance = self._trained(model, task, ablation, progress=progress, **options)
         found, keep = self.circuit(masks, provenance), self.keep(masks.sites)
         return alive(found, self.scores(masks, provenance), count=keep.get("edges"))
 
@@ -104,17 +108,18 @@ class MaskTraining(ABC):
         ablation: Ablation | None = None,
         metrics: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        micro_batch: int | None = None,
         progress: bool = False,
     ) -> Scores:
         """Train the gates and return where each ends: its ``log_alpha``, higher where it is more likely kept.
 
         The arguments are those of :meth:`find`, which does the same training.
         """
-        files = {"metrics": metrics, "checkpoint": checkpoint}
-        return self.scores(*self._trained(model, task, ablation, progress=progress, **files))
+        options = {"metrics": metrics, "checkpoint": checkpoint, "micro_batch": micro_batch}
+        return self.scores(*self._trained(model, task, ablation, progress=progress, **options))
 
     def _trained(
-        self, model: Any, task: Task | Discovery, ablation: Ablation | None, *, progress: bool, **files: Any
+        self, model: Any, task: Task | Discovery, ablation: Ablation | None, *, progress: bool, **options: Any
     ) -> tuple[Masks, dict[str, Any]]:
         discovery = task.discovery if isinstance(task, Task) else task
         sites, ablation = follow(self.sites(model), model, discovery), self.ablation(discovery, ablation)
@@ -122,5 +127,5 @@ class MaskTraining(ABC):
         provenance = provenance_of(self, model, discovery=discovery, sites=sites, ablation=ablation)
         masks = self.masks(model, discovery, sites, ablation, progress=progress).to(backend_of(model).device)
         masked = Masked(model, masks, ablation)
-        fit(masked, examples, **self.plan(masks), keep=keep or None, progress=progress, **files)
+        fit(masked, examples, **self.plan(masks), keep=keep or None, progress=progress, **options)
         return masks, {**provenance, "ablation": ablation.as_dict()}  # whose constants, if it has any, were trained

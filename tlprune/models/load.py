@@ -15,6 +15,7 @@ from tlprune.models.tracr.compiled import PREFIX as COMPILED
 from tlprune.models.tracr.program import named
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
 from tlprune.models.world import DIRECTORY as WORLD
+from tlprune.processes import processes
 
 
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -31,7 +32,7 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
             format or a transformers model (see :func:`~tlprune.from_huggingface` and :func:`~tlprune.bridge`); a name
             that TransformerLens knows (downloaded, no weight folded); or a TransformerLens model, which is returned as
             it is.
-        device: where to put it; by default a GPU if there is one.
+        device: where to put it; by default a GPU if there is one, of several processes each its own.
         dtype: of its weights.
 
     Raises:
@@ -44,7 +45,7 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
     if not isinstance(model, (str, Path)):
         given = {base.__name__ for base in type(model).__mro__}
         return from_huggingface(model, device=device, dtype=dtype) if "PreTrainedModel" in given else model
-    return _load(str(model), device, dtype)
+    return _load(str(model), device or processes().device, dtype)
 
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
