@@ -34,7 +34,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: fresh("gpt2", F32, n_layers=2),
     "llama": lambda: fresh("llama", F32, n_layers=2),
     "llama bf16": lambda: fresh("llama", BF16, n_layers=2),
-    "gemma2": lambda: fresh("gemma2", F32),
+    "gemma2": lambda: bridged("gemma2", F32),
     "attention only": lambda: fresh("attention_only", F32),
     "bridged gpt2": lambda: bridged("gpt2", F32, n_layer=2),
     "bridged llama": lambda: bridged("llama", F32),
