@@ -34,7 +34,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: fresh("gpt2", F32, n_layers=2),
     "llama": lambda: fresh("llama", F32, n_layers=2),
     "llama bf16": lambda: fresh("llama", BF16, n_layers=2),
-    "gemma2": lambda: fresh("gemma2", F32),
+    "gemma2": lambda: bridged("gemma2", F32),
     "attention only": lambda: fresh("attention_only", F32),
     "bridged gpt2": lambda: bridged("gpt2", F32, n_layer=2),
     "bridged llama": lambda: bridged("llama", F32),
@@ -131,13 +131,13 @@ def test_edges_that_are_closed_for_good_take_no_room(kept: float, monkeypatch: A
     model, discovery = fresh("gpt2", F32, n_layers=4), discovery_of(4, 12)
     sites = tp.edges(model)
     circuit = tp.connected_random(sites.graph, round(kept * len(sites)), seed=1)
-    masked = tp.Masked(model, tp.Masks(sites, among=circuit))
+    masked = tp.Masked(model, masks := tp.Masks(sites, among=circuit))
     found = estimate_of_run(masked, discovery, plan_of(masked, 4))
-    with LiveBytes(*model.parameters(), *model.buffers(), masked.masks.log_alpha) as live:
-        training = Training(masked, masked.masks, discovery, plan_of(masked, 4))
+    with LiveBytes(*model.parameters(), *model.buffers(), masks.log_alpha) as live:
+        training = Training(masked, masks, discovery, plan_of(masked, 4))
         for _ in range(3):
             training.step()
-    assert found.beside_weights == pytest.approx(live.most + masked.masks.log_alpha.nbytes, rel=0.1)
+    assert found.beside_weights == pytest.approx(live.most + masks.log_alpha.nbytes, rel=0.1)
     whole = 2 * 4 * (1 + 4 * 5) * 4 * 12 * 32
     assert found.buffers < (0.7 if kept < 0.1 else 1.01) * whole
 
@@ -329,6 +329,15 @@ def test_a_configuration_of_either_library_gives_a_model_without_weights() -> No
     real = MODELS["llama bf16"]()
     found, same = (tp.estimate(model, tp.edges(model), batch=4, length=12) for model in (own, real))
     assert found.beside_weights == same.beside_weights and found.weights == pytest.approx(same.weights, abs=64)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+def test_an_outline_of_hugging_faces_configuration_is_as_large_as_the_model(kind: str) -> None:
+    real = bridged(kind, F32)
+    own = outline(real.original_model.config)
+    assert all(tensor.is_meta for tensor in (*own.parameters(), *own.buffers()))
+    found, same = (tp.estimate(model, tp.edges(model), batch=4, length=12) for model in (own, real))
+    assert found == same
 
 
 def llama(*, layers: int) -> Any:

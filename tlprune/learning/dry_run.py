@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 ATEN = torch.ops.aten
 META = torch.device("meta")
+SMALL = 1 << 16  # bytes of whole numbers in a model, such as those of positions, that are worth knowing
 # Functions that make tensors of a size, which is their first argument.
 FACTORIES = {ATEN.empty, ATEN.zeros, ATEN.ones, ATEN.full, ATEN.rand, ATEN.randn}
 Thing = TypeVar("Thing")
@@ -32,7 +33,8 @@ def outlined(thing: Thing, *, same: tuple[Any, ...] = (), whole: bool = True) ->
     Args:
         thing: a model, masks, an ablation.
         same: parts that the copy shares with it, such as a tokenizer.
-        whole: whether its whole numbers and truth values lose their memory too; otherwise the copy shares them.
+        whole: whether its whole numbers and truth values lose their memory too, all but small ones; otherwise the copy
+            shares them.
     """
     known: dict[int, Any] = {id(part): part for part in same if part is not None}
     with _Outlining(whole) as outlining:
@@ -58,8 +60,8 @@ class _Outlining(TorchFunctionMode):
         return known[id(tensor)]
 
     def outline(self, tensor: Tensor) -> Tensor:
-        if not self.whole and not tensor.is_floating_point():
-            return tensor
+        if not tensor.is_floating_point() and not tensor.is_meta and (not self.whole or tensor.nbytes <= SMALL):
+            return tensor if tensor.device.type == "cpu" else tensor.cpu()
         storage = tensor.untyped_storage()
         size = storage.nbytes() // tensor.itemsize
         _, memory = self.memory.setdefault(

@@ -49,8 +49,9 @@ def estimate(
 
     The step is run on tensors without memory (PyTorch's meta device), with the caches of the steps before it, and the
     bytes of those that are alive at one time are counted. So it holds for every kind of model, sites and ablation
-    that training knows. What the count does not see: what PyTorch's allocator rounds up (each tensor to 512 bytes on a
-    GPU) and cannot use, buffers of cuBLAS (up to 32 MiB), and the CUDA context (some 500 MiB).
+    that training knows; of automatic casts it knows nothing. All edges count as in play that may be open, as when
+    training begins. What the count does not see: what PyTorch's allocator rounds up (each tensor to 512 bytes on a GPU)
+    and cannot use, buffers of cuBLAS (up to 32 MiB), and the CUDA context (some 500 MiB).
 
     Args:
         model: a TransformerLens model. Its weights are not read: :func:`tlprune.outline` gives one without any.

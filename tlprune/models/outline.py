@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tlprune.learning.estimate import outlined_model
 from tlprune.models.bridge import bridge
 from tlprune.models.transformer_lens import build, build_bridge, has_hooked_transformer
 
@@ -51,10 +52,20 @@ def _own(config: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _behind_a_bridge(config: Any, dtype: torch.dtype | None) -> Any:
-    import transformers
-
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
+    try:
+        return bridge(_of_hugging_face(config, dtype))
+    except NotImplementedError:
+        # Where q, k and v are one matrix, a bridge wants memory to take views of; nothing is ever written there.
+        model = _of_hugging_face(config, dtype).to_empty(device="cpu")
+        model.tie_weights()
+        return outlined_model(bridge(model))
+
+
+def _of_hugging_face(config: Any, dtype: torch.dtype | None) -> Any:
+    import transformers
+
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-        return bridge(model if dtype is None else model.to(dtype))
+        return model if dtype is None else model.to(dtype)
