@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
+    from tlprune.drawing import draw_overlay as draw_overlay
     from tlprune.evaluation.areas import faithfulness_areas as faithfulness_areas
     from tlprune.evaluation.baselines import Evaluation as Evaluation
     from tlprune.evaluation.baselines import evaluate as evaluate
@@ -228,6 +229,7 @@ _HOMES = {
     "Circuit": "circuit",
     "convert": "conventions",
     "draw": "drawing",
+    "draw_overlay": "drawing",
     "faithfulness_areas": "evaluation.areas",
     "Evaluation": "evaluation.baselines",
     "evaluate": "evaluation.baselines",
