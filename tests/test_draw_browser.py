@@ -311,3 +311,22 @@ def test_a_graph_of_32491_edges_thinned_to_500_is_soon_there(opened: Open) -> No
     assert 0 < metrics["TaskDuration"] < 2
     assert len(shown(page)) == 500
     assert page.locator("#count").inner_text() == "500 of 500 edges"
+
+
+def test_charts_tell_their_numbers(opened: Open) -> None:
+    circuit = sample(GRAPHS["plain"], 60)
+    page = opened(tp.draw_density(circuit, title="Density"), scheme="dark")
+    queries = sum("->a1." in edge and edge.endswith("<q>") for edge in circuit.edges)
+    page.locator(".mark", has_text="%").first.hover()
+    assert page.locator("#tip").inner_text().startswith("logits, logits: ")
+    told = page.locator(".mark").evaluate_all(
+        """marks => marks.map(mark => {
+          mark.dispatchEvent(new MouseEvent('mouseenter'));
+          return document.getElementById('tip').innerText;
+        })"""
+    )
+    assert f"layer 1, q: {queries} of 80 kept" in told
+    line = {"kl_sampled": 0.25, "kl_hard": None, "expected_kept": 7.0, "total": 9}
+    page = opened(tp.draw_training([{"step": 1, **line}, {"step": 2, **line}]))
+    page.locator(".mark circle").first.hover()
+    assert page.locator("#tip").inner_text() == "kl sampled\n1: 0.25"

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
+    from tlprune.drawing import draw_density as draw_density
+    from tlprune.drawing import draw_faithfulness as draw_faithfulness
+    from tlprune.drawing import draw_keep_counts as draw_keep_counts
     from tlprune.drawing import draw_overlay as draw_overlay
+    from tlprune.drawing import draw_training as draw_training
     from tlprune.evaluation.areas import faithfulness_areas as faithfulness_areas
     from tlprune.evaluation.baselines import Evaluation as Evaluation
     from tlprune.evaluation.baselines import evaluate as evaluate
@@ -229,7 +233,11 @@ _HOMES = {
     "Circuit": "circuit",
     "convert": "conventions",
     "draw": "drawing",
+    "draw_density": "drawing",
+    "draw_faithfulness": "drawing",
+    "draw_keep_counts": "drawing",
     "draw_overlay": "drawing",
+    "draw_training": "drawing",
     "faithfulness_areas": "evaluation.areas",
     "Evaluation": "evaluation.baselines",
     "evaluate": "evaluation.baselines",

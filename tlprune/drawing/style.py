@@ -22,6 +22,7 @@ safe for colour-blind readers."""
 PAINTS: dict[str, dict[str, tuple[str, str]]] = {
     "ground": {"fill": ("#ffffff", "#14171c")},
     "band": {"fill": ("#f5f7f9", "#1b1f26")},
+    "grid": {"stroke": ("#e0e5ea", "#2c333d")},
     "ink": {"fill": ("#1c2530", "#e6eaf0")},
     "soft": {"fill": ("#66717f", "#98a3b1")},
     "head": {"fill": ("#ffffff", "#232932"), "stroke": ("#46566a", "#8494a8")},
