@@ -221,6 +221,10 @@ if TYPE_CHECKING:
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
     from tlprune.truths import truth as truth
+    from tlprune.views.attention import attention_view as attention_view
+    from tlprune.views.attention import head_patterns as head_patterns
+    from tlprune.views.tokens import position_importance as position_importance
+    from tlprune.views.tokens import token_view as token_view
 
 __version__ = "0.1.0"
 
@@ -441,6 +445,10 @@ _HOMES = {
     "Task": "task",
     "Tokens": "task",
     "truth": "truths",
+    "attention_view": "views.attention",
+    "head_patterns": "views.attention",
+    "position_importance": "views.tokens",
+    "token_view": "views.tokens",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
