@@ -42,10 +42,14 @@ def _unpadded(tokens: Tokens) -> Tokens:
 
 
 def pieces_of(model: Any, tokens: Tokens) -> list[str]:
-    """The text of each token; its number, where the model has no tokenizer."""
+    """What each token adds to the text, spaces included; its number, where the model has no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     ids = tokens.ids[0].tolist()
-    return [str(number) if tokenizer is None else tokenizer.decode([number]) for number in ids]
+    if tokenizer is None:
+        return [str(number) for number in ids]
+    texts = [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
+    pairs = zip(ids, texts, texts[1:], strict=False)
+    return [text[len(before) :] if text.startswith(before) else tokenizer.decode([one]) for one, before, text in pairs]
 
 
 def circuitsvis(part: str) -> Any:
