@@ -23,6 +23,7 @@ from tlprune.graph import Architecture, Graph
 from tlprune.sites import Sites
 
 Open = Callable[..., Any]
+SMALL = Graph(Architecture(2, 2, 2))
 SHOWN = "edges => edges.filter(e => getComputedStyle(e).display !== 'none').map(e => e.dataset.edge)"
 HOT = "edges => edges.filter(e => e.classList.contains('hot')).map(e => e.dataset.edge)"
 CLICK = "node => node.dispatchEvent(new MouseEvent('click', {bubbles: true, clientX: 5, clientY: 5}))"
@@ -48,7 +49,7 @@ def browser() -> Iterator[Any]:
         absent("chromium is not installed")
         return
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield running
         running.close()
 
@@ -131,12 +132,11 @@ def test_the_slider_leaves_the_edges_of_large_weight_and_counts_them(opened: Ope
 
 
 def test_the_legend_hides_a_colour(opened: Open) -> None:
-    circuit = sample(GRAPHS["plain"], 60)
-    page = opened(tp.draw(circuit.effective | tp.Circuit.from_edges(circuit.graph, ["input->logits"])))
+    page = opened(tp.draw(sample(SMALL, len(SMALL) // 2).effective))
     logits = {name for name in shown(page) if name.endswith("->logits")}
     everything = set(shown(page))
     page.locator('[data-toggle="logits"]').click()
-    assert set(shown(page)) == everything - logits != everything
+    assert set(shown(page)) == everything - logits and len(everything - logits) > 3 < len(logits)
     assert page.locator("#count").inner_text() == f"{len(everything - logits)} of {len(everything)} edges"
     page.locator('[data-toggle="logits"]').press("Enter")
     assert set(shown(page)) == everything
@@ -192,7 +192,6 @@ def served(node: str) -> set[str]:
     return {f"{layer}.h{2 * int(index) + i}" for i in (0, 1)} if shared else {node}
 
 
-SMALL = Graph(Architecture(2, 2, 2))
 CIRCUITS = {
     "plain": lambda: sample(GRAPHS["plain"], 60),
     "shared keys and values": lambda: sample(GRAPHS["grouped"], 80),
@@ -212,8 +211,9 @@ def test_a_click_shows_all_that_is_upstream_and_downstream(name: str, opened: Op
         assert set(hot) == reached(circuit, start), start
         joined = {end for edge in hot for end in ends_of(edge)} | {start}
         told = page.locator("#tip").inner_text()
-        ways = [int(count) for count in re.findall(r"stream: \d+ nodes, (\d+) edges", told)]
+        ways = [int(count) for count in re.findall(r"stream: \d+ nodes?, (\d+) edges?", told)]
         assert sum(ways) == len(hot), told
+        assert page.locator("#tip.docked").is_visible()
         assert joined <= set(page.eval_on_selector_all(".node.hot", "all => all.map(n => n.dataset.node)"))
         sizes.add(len(hot))
         page.keyboard.press("Escape")

@@ -46,6 +46,8 @@ def test_every_edge_has_the_colour_of_whose_it_is(name: str) -> None:
     assert f"{sum(counts)} of {len(GRAPHS[name]):,} edges (early: {len(first)}, late: {len(second)})" in drawing.svg
     assert f"intersection over union {first.iou(second):.2f}" in drawing.svg
     assert sorted(drawn(drawing)) == sorted((first | second).edges)
+    told = {str(title.text) for title in tree(drawing).iter(f"{{{NAMESPACE}}}title")}
+    assert {f"{edge}  only late" for edge in whose["second"].edges} <= told
 
 
 def test_an_edge_is_dashed_where_no_circuit_that_has_it_has_a_path_through_it() -> None:

@@ -38,6 +38,8 @@ const upstream = start => walked(start, (node, whole, reached, go) => {
 });
 const alive = name => into.get(name).some(edge => shown(edge) && moves(edge));
 
+const number = value => value.toLocaleString('en');
+const counted = (value, name) => number(value) + ' ' + name + (value === 1 ? '' : 's');
 function list(heading, found) {
   if (!found.length) return [];
   const rest = found.length > most ? [['div', '\u2026 and ' + (found.length - most) + ' more']] : [];
@@ -64,6 +66,7 @@ function told(node) {
   return [['b', node.dataset.node], ...(lines.length ? lines : [['i', 'no edge here']])];
 }
 function show(item) {
+  tip.classList.remove('docked');
   if (!item.dataset.node) {
     light(item, ...ends([item]));
     return note(['b', notes.get(item)]);
@@ -77,8 +80,9 @@ function trace(node) {
   const up = upstream(node.dataset.node), down = downstream(node.dataset.node);
   const items = [up, down].flatMap(way => [...way.edges, ...way.ties, ...[...way.nodes].map(name => byName.get(name))]);
   light(node, ...items);
-  const words = way => way.nodes.size + ' nodes, ' + total([...way.edges]) + ' edges';
+  const words = way => counted(way.nodes.size, 'node') + ', ' + counted(total([...way.edges]), 'edge');
   note(...told(node), ['i', 'upstream: ' + words(up)], ['i', 'downstream: ' + words(down)]);
+  tip.classList.add('docked');
 }
 function hide() {
   if (pinned) return show(pinned);
@@ -157,7 +161,7 @@ const limit = () => (slider ? sizes[slider.value] : 0);
 function update() {
   if (slider) edges.forEach((edge, place) => turn(edge, 'low', weights[place] < limit()));
   const least = slider && slider.value > 0 ? ', |weight| \u2265 ' + Number(limit().toPrecision(3)) : '';
-  const text = total(edges.filter(shown)) + ' of ' + total(edges) + ' edges' + least;
+  const text = number(total(edges.filter(shown))) + ' of ' + counted(total(edges), 'edge') + least;
   count.textContent = text;
   slider?.setAttribute('aria-valuetext', text);
   nodes.forEach(node => {

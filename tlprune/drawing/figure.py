@@ -9,6 +9,7 @@ from functools import cached_property
 from html import escape
 from itertools import groupby
 
+from tlprune.drawing.contents import OWNERS
 from tlprune.drawing.layout import Box, Layout
 from tlprune.drawing.ports import port
 from tlprune.drawing.routing import Curve, routes
@@ -114,8 +115,14 @@ class Figure:
             yield f'<text {paint("ink")} x="20" y="{y}" font-size="17" font-weight="600">{clean(self.title)}</text>'
             y += 28
         shown = {link.look for link in self.links} | {look for look in self.names if look not in NAMES}
-        looks = {look: self.names.get(look, look) for look in LOOKS if look in shown}
+        looks = {look: self._called(look) for look in LOOKS if look in shown}
         yield from _legend(looks, y, moves=bool(self.moves))
+
+    def _called(self, look: str) -> str:
+        """Its name in the legend, with how many edges are its own where it is whose they are."""
+        name = self.names.get(look, look)
+        own = sum(len(link.parts) for link in self.links if link.owner == look)
+        return f"{name} ({own:,})" if look in OWNERS else name
 
     def _links(self, panel: Panel) -> Iterator[str]:
         curves = zip(panel.scene.links, routes(panel.scene, panel.layout), strict=True)
