@@ -104,7 +104,7 @@ def draw_overlay(
     contents = Contents.overlaid(first, second)
     counts = [contents.owned(owner) for owner in OWNERS]
     told = (f"only {names[0]}", "both", f"only {names[1]}")
-    legend = dict(zip(OWNERS, told, strict=True))
+    legend: dict[str, str] = dict(zip(OWNERS, told, strict=True))
     sizes = ", ".join(f"{name}: {counts[which] + counts[1]:,}" for name, which in zip(names, (0, 2), strict=True))
     notes = [f"{edges_text(len(contents), len(contents.edges))} ({sizes})"]
     notes += [f"intersection over union {counts[1] / sum(counts):.2f}"] if sum(counts) else []
