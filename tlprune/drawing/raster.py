@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,11 @@ def _rendered(svg: str, zoom: float) -> bytes:
 
 def _resvg() -> Any:
     try:
-        import resvg_py
+        return import_module("resvg_py")
     except ImportError:
         raise ModuleNotFoundError(
             "A drawing as .png needs resvg_py, which is not installed. Run pip install resvg_py, or save it as .svg."
         ) from None
-    return resvg_py
 
 
 def _fonts() -> list[str]:
