@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tlprune.circuit import Circuit
+from tlprune.drawing.contents import Contents
 from tlprune.drawing.drawn import Drawing, draw
 from tlprune.drawing.layout import Layout
 from tlprune.drawing.scene import BUNDLED, Scene
@@ -103,7 +104,7 @@ def test_shared_key_value_heads_are_tied_to_the_drawn_query_heads():
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_rows_rise_and_boxes_do_not_overlap(name):
-    layout = Layout.of(Scene.of(sample(GRAPHS[name], 100)))
+    layout = Layout.of(Scene.of(Contents.of(sample(GRAPHS[name], 100))))
     heights = [{layout.boxes[node].y for node in row} for row in layout.rows]
     assert all(len(row) == 1 for row in heights) and [min(row) for row in heights] == sorted(map(min, heights))[::-1]
     for row in layout.rows:
@@ -114,7 +115,7 @@ def test_rows_rise_and_boxes_do_not_overlap(name):
 
 def test_curves_keep_clear_of_other_boxes():
     circuit = sample(GRAPHS["plain"], 60)
-    layout, figure = Layout.of(Scene.of(circuit), top=38.0), tree(draw(circuit))
+    layout, figure = Layout.of(Scene.of(Contents.of(circuit)), top=38.0), tree(draw(circuit))
     for path in figure.iter(f"{{{NAMESPACE}}}path"):
         own = {path.get("data-from"), path.get("data-to")}
         for x, y in _points(path.get("d")) if path.get("data-edge") else ():
@@ -157,7 +158,8 @@ def test_a_bundle_that_is_not_effective_is_told_apart():
 
 def test_bundling_starts_above_its_threshold():
     graph = Graph(GPT2)
-    assert not Scene.of(sample(graph, BUNDLED)).bundled and Scene.of(sample(graph, BUNDLED + 1)).bundled
+    scenes = [Scene.of(Contents.of(sample(graph, count))) for count in (BUNDLED, BUNDLED + 1)]
+    assert [scene.bundled for scene in scenes] == [False, True]
 
 
 def test_weights_decide_the_stroke():
@@ -197,12 +199,12 @@ def test_saving_writes_the_figure_or_the_page(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["circuit.png", "circuit"])
+@pytest.mark.parametrize("name", ["circuit.pdf", "circuit"])
 def test_another_suffix_is_refused(tmp_path, name):
     circuit = sample(GRAPHS["plain"], 5)
-    with pytest.raises(ValueError, match=r"saved as \.svg or \.html but the path is .*circuit"):
+    with pytest.raises(ValueError, match=r"saved as \.html, \.svg, \.png or \.dot but the path is .*circuit"):
         draw(circuit, tmp_path / name)
-    with pytest.raises(ValueError, match=r"saved as \.svg or \.html"):
+    with pytest.raises(ValueError, match=r"saved as \.html, \.svg"):
         draw(circuit).save(tmp_path / name)
 
 

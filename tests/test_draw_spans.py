@@ -11,6 +11,7 @@ import torch
 from test_draw import GRAPHS, NAMESPACE, drawn, nodes, tree
 
 import tlprune as tp
+from tlprune.drawing.contents import Contents
 from tlprune.drawing.lanes import lanes
 from tlprune.drawing.scene import BUNDLED
 from tlprune.flow import Flow
@@ -76,7 +77,7 @@ def test_curves_go_from_what_is_read_to_what_is_written(graph: Graph) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_spans_stand_side_by_side_in_the_same_rows(name: str) -> None:
-    panels, _ = lanes(sample(ALL[name], 100), None, top=0.0)
+    panels, _ = lanes(Contents.of(sample(ALL[name], 100)), top=0.0)
     assert [panel.heading[0] for panel in panels if panel.heading] == ["@name", "@end", "@rest"]
     boxes = [{name.partition("@")[0]: box for name, box in panel.layout.boxes.items()} for panel in panels]
     for own, after in zip(boxes, boxes[1:], strict=False):

@@ -30,6 +30,7 @@ from torch import Tensor
 
 import tlprune as tp
 from tlprune.backends import backend_of
+from tlprune.drawing.contents import Contents
 from tlprune.drawing.scene import Scene
 from tlprune.graph import Architecture, Convention, Graph
 from tlprune.grouping import groups, of_heads, of_parts, summed
@@ -211,10 +212,10 @@ def test_a_grouped_circuit_is_saved_and_drawn(tmp_path: Path) -> None:
     circuit.save(tmp_path / "circuit.json")
     assert tp.Circuit.load(tmp_path / "circuit.json") == circuit
     assert circuit.nodes == ["input", "a1", "a0", "m3", "a5"]
-    scene = Scene.of(circuit)
+    scene = Scene.of(Contents.of(circuit))
     assert [node.name for node in scene.nodes if node.effective] == ["input", "a0", "m3", "a5", "logits"]
     parted = tp.Circuit.from_edges(Graph(GPT2, Convention(heads="joined")), ["input->a0<v>", "a0->logits"])
-    assert [link.part for link in Scene.of(parted).links] == ["v", "logits"]
+    assert [link.part for link in Scene.of(Contents.of(parted)).links] == ["v", "logits"]
     drawing = tp.draw(circuit).svg
     assert drawing.count("data-edge") == 5
     assert "5 of 325 edges, 4 effective" in drawing

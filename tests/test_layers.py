@@ -19,7 +19,7 @@ LAYERS = {
     "flow": 0, "placing": 0, "between_spans": 0, "processes": 0,
     "graph": 0, "circuit": 0, "task": 0, "gates": 0, "schedules": 0, "random_circuits": 0, "sealing": 0, "versions": 0,
     "backends": 1, "masking": 2, "learning": 3, "tasks": 4, "models": 4, "truths": 4, "methods": 5, "finetuning": 5,
-    "prompts": 4, "skills": 7, "pruning": 7,
+    "prompts": 4, "skills": 7, "pruning": 7, "views": 6,
     "evaluation": 6, "interop": 6, "draw": 6, "drawing": 6, "benchmarking": 7, "studies": 7, "knowledge": 7, "cli": 8,
     "run_folder": 8, "__main__": 8,
 }  # fmt: skip

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from tlprune.circuit import Circuit as Circuit
     from tlprune.conventions import convert as convert
     from tlprune.drawing import draw as draw
+    from tlprune.drawing import draw_density as draw_density
+    from tlprune.drawing import draw_faithfulness as draw_faithfulness
+    from tlprune.drawing import draw_keep_counts as draw_keep_counts
+    from tlprune.drawing import draw_overlay as draw_overlay
+    from tlprune.drawing import draw_training as draw_training
     from tlprune.evaluation.areas import faithfulness_areas as faithfulness_areas
     from tlprune.evaluation.baselines import Evaluation as Evaluation
     from tlprune.evaluation.baselines import evaluate as evaluate
@@ -216,6 +221,10 @@ if TYPE_CHECKING:
     from tlprune.task import Task as Task
     from tlprune.task import Tokens as Tokens
     from tlprune.truths import truth as truth
+    from tlprune.views.attention import attention_view as attention_view
+    from tlprune.views.attention import head_patterns as head_patterns
+    from tlprune.views.tokens import position_importance as position_importance
+    from tlprune.views.tokens import token_view as token_view
 
 __version__ = "0.1.0"
 
@@ -228,6 +237,11 @@ _HOMES = {
     "Circuit": "circuit",
     "convert": "conventions",
     "draw": "drawing",
+    "draw_density": "drawing",
+    "draw_faithfulness": "drawing",
+    "draw_keep_counts": "drawing",
+    "draw_overlay": "drawing",
+    "draw_training": "drawing",
     "faithfulness_areas": "evaluation.areas",
     "Evaluation": "evaluation.baselines",
     "evaluate": "evaluation.baselines",
@@ -431,6 +445,10 @@ _HOMES = {
     "Task": "task",
     "Tokens": "task",
     "truth": "truths",
+    "attention_view": "views.attention",
+    "head_patterns": "views.attention",
+    "position_importance": "views.tokens",
+    "token_view": "views.tokens",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from itertools import groupby
 
+from tlprune.drawing.contents import OWNERS
 from tlprune.drawing.layout import Box, Layout
 from tlprune.drawing.ports import port
 from tlprune.drawing.routing import Curve, routes
-from tlprune.drawing.scene import SEVERAL, Link, Node, Scene
+from tlprune.drawing.scene import IDLE, SEVERAL, Link, Node, Scene
 from tlprune.drawing.style import FONT, dark_rules, paint
 
 CROWDED = 400
 """Above this many links, strokes are thin and translucent."""
 
-NAMES = {"several": "several parts", "idle": "not effective"}
+NAMES = {SEVERAL: "several parts", IDLE: "not effective"}
+ONE_ALONE = ("first", "second")
 FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-PARTS = ("q", "k", "v", "mlp", "logits", SEVERAL)
+LOOKS = ("q", "k", "v", "mlp", "logits", SEVERAL, "first", "both", "second", IDLE)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Figure:
         caption: below the figure.
         weighted: links carry weights, and their strokes show them.
         moves: pairs of boxes in two panels: attention carries what the first reads to the second.
+        names: how the legend calls the colours, where not by themselves.
     """
 
     panels: tuple[Panel, ...]
@@ -55,6 +58,7 @@ class Figure:
     caption: str
     weighted: bool = False
     moves: tuple[tuple[str, str], ...] = ()
+    names: Mapping[str, str] = field(default_factory=lambda: NAMES)
 
     @cached_property
     def links(self) -> list[Link]:
@@ -110,19 +114,25 @@ class Figure:
         if self.title:
             yield f'<text {paint("ink")} x="20" y="{y}" font-size="17" font-weight="600">{clean(self.title)}</text>'
             y += 28
-        yield from _legend(self._parts_shown(), y, moves=bool(self.moves))
+        shown = {link.look for link in self.links} | {look for look in self.names if look not in NAMES}
+        looks = {look: self._called(look) for look in LOOKS if look in shown}
+        yield from _legend(looks, y, moves=bool(self.moves))
 
-    def _parts_shown(self) -> list[str]:
-        parts = {link.part for link in self.links if link.effective}
-        idle = ["idle"] if any(not link.effective for link in self.links) else []
-        return [part for part in PARTS if part in parts] + idle
+    def _called(self, look: str) -> str:
+        """Its name in the legend, with how many edges are its own where it is whose they are."""
+        name = self.names.get(look, look)
+        own = sum(len(link.parts) for link in self.links if link.owner == look)
+        return f"{name} ({own:,})" if look in OWNERS else name
 
     def _links(self, panel: Panel) -> Iterator[str]:
         curves = zip(panel.scene.links, routes(panel.scene, panel.layout), strict=True)
         drawn = sorted(curves, key=lambda pair: _depth(pair[0]))
-        for part, group in groupby(drawn, key=lambda pair: _paint(pair[0])):
-            dashes = ' stroke-dasharray="3 3"' if part == "part-idle" else ""
-            yield f'<g {paint(part)} fill="none" stroke-linecap="round" stroke-opacity="{self._opacity}"{dashes}>'
+        for (look, effective), group in groupby(drawn, key=lambda pair: (pair[0].look, pair[0].effective)):
+            dashes = "" if effective else ' stroke-dasharray="3 3"'
+            yield (
+                f'<g {paint(f"part-{look}")} data-look="{look}" fill="none" stroke-linecap="round" '
+                f'stroke-opacity="{self._opacity}"{dashes}>'
+            )
             for link, path in group:
                 yield self._link(link, path)
             yield "</g>"
@@ -135,13 +145,17 @@ class Figure:
 
     def _link(self, link: Link, path: str) -> str:
         note = link.name if link.weight is None else f"{link.name}  {link.weight:+.3g}"
+        note += f"  {self.names[link.owner]}" if link.owner else ""
+        known = "" if link.weight is None else f' data-weight="{link.weight:.6g}"'
+        known += f' data-count="{len(link.parts)}"' if len(link.parts) > 1 else ""
         return (
             f'<path class="edge" data-edge="{clean(link.name)}" data-from="{clean(link.writer)}" '
-            f'data-to="{clean(link.reader)}" data-part="{link.part}" stroke-width="{self._stroke(link):.2f}" '
+            f'data-to="{clean(link.reader)}" data-part="{link.part}"{known} stroke-width="{self.stroke(link):.2f}" '
             f'd="{path}"><title>{clean(note)}</title></path>'
         )
 
-    def _stroke(self, link: Link) -> float:
+    def stroke(self, link: Link) -> float:
+        """How wide a link is drawn, in pixels."""
         scale = 1.0 if len(self.links) <= CROWDED else 0.6
         if self.weighted:
             return scale * (0.5 + 4.5 * abs(link.weight or 0.0) / self._heaviest)
@@ -166,8 +180,17 @@ class Figure:
         for node in panel.scene.nodes:
             shared = f' data-keyvalue="{clean(keyvalue[node.name])}"' if node.name in keyvalue else ""
             yield f'<g class="node" data-node="{clean(node.name)}" tabindex="0"{shared}>'
-            yield from _node(node, panel.layout.boxes[node.name])
+            yield from _node(node, panel.layout.boxes[node.name], self._owners.get(node.name))
             yield "</g>"
+
+    @cached_property
+    def _owners(self) -> dict[str, str]:
+        """The one circuit of two that alone uses a node."""
+        users: dict[str, set[str | None]] = {}
+        for link in self.links:
+            for name in (link.writer, link.reader):
+                users.setdefault(name, set()).add(link.owner)
+        return {name: owner for name, own in users.items() if len(own) == 1 for owner in own if owner in ONE_ALONE}
 
     def _notices(self, height: float) -> Iterator[str]:
         if not self.links:
@@ -187,28 +210,23 @@ def clean(text: str) -> str:
     return escape(FORBIDDEN.sub("\ufffd", text)).encode("ascii", "xmlcharrefreplace").decode()
 
 
-def _paint(link: Link) -> str:
-    return f"part-{link.part}" if link.effective else "part-idle"
-
-
 def _tie(node: str, head: str) -> str:
     """The beginning of a curve that is no edge, between two boxes."""
     return f'<path {paint("tie")} data-tie="{clean(node)}" data-head="{clean(head)}" fill="none"'
 
 
 def _depth(link: Link) -> tuple[bool, int]:
-    return link.effective, -PARTS.index(link.part)
+    return link.effective, -LOOKS.index(link.look)
 
 
-def _legend(parts: list[str], y: float, *, moves: bool) -> Iterator[str]:
+def _legend(looks: Mapping[str, str], y: float, *, moves: bool) -> Iterator[str]:
     x = 20.0
-    for part in parts:
-        name = NAMES.get(part, part)
-        dashes = ' stroke-dasharray="3 3"' if part == "idle" else ""
+    for look, name in looks.items():
+        dashes = ' stroke-dasharray="3 3"' if look == IDLE else ""
         yield (
-            f'<g class="legend" data-toggle="{part}"><path {paint(f"part-{part}")} stroke-width="2.5"{dashes} '
-            f'd="M{x:.0f} {y - 4:.0f}h22"/><text {paint("soft")} x="{x + 28:.0f}" y="{y:.0f}" font-size="12">{name}'
-            f"</text></g>"
+            f'<g class="legend" data-toggle="{look}"><path {paint(f"part-{look}")} stroke-width="2.5"{dashes} '
+            f'd="M{x:.0f} {y - 4:.0f}h22"/><text {paint("soft")} x="{x + 28:.0f}" y="{y:.0f}" font-size="12">'
+            f"{clean(name)}</text></g>"
         )
         x += 28 + 6.3 * len(name) + 20
     if moves:
@@ -228,9 +246,9 @@ def _bands(layouts: list[Layout], width: float) -> Iterator[str]:
         yield f'<text {paint("soft")} x="24" y="{(top + bottom) / 2 + 4:.1f}" font-size="11">layer {layer}</text>'
 
 
-def _node(node: Node, box: Box) -> Iterator[str]:
+def _node(node: Node, box: Box, owner: str | None) -> Iterator[str]:
     look = {"mlp": "box-mlp", "embedding": "end", "logits": "end"}.get(node.kind, node.kind)
-    look = look if node.effective else "faint"
+    look = f"only-{owner}" if owner and look != "end" else look if node.effective else "faint"
     radius = {"head": 7.0, "keyvalue": 6.0}.get(node.kind, box.height / 2)
     dashes = "" if node.effective else ' stroke-dasharray="3 2"'
     yield (

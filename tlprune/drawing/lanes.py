@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from jaxtyping import Float
-from torch import Tensor
-
-from tlprune.circuit import Circuit
+from tlprune.drawing.contents import Contents
 from tlprune.drawing.figure import Panel
 from tlprune.drawing.layout import Layout, level
 from tlprune.drawing.scene import Scene
-from tlprune.sites import Sites
 from tlprune.spans import Spanned
 
 HEADING = 30.0
@@ -19,27 +15,23 @@ NARROWEST, OVERLAP = 190.0, 72.0
 """The width of a panel at least, and how far panels share their margins, of which the first has the names of layers."""
 
 
-def lanes(
-    circuit: Circuit, weights: Float[Tensor, "site"] | None, *, top: float
-) -> tuple[tuple[Panel, ...], tuple[tuple[str, str], ...]]:
+def lanes(contents: Contents, *, top: float) -> tuple[tuple[Panel, ...], tuple[tuple[str, str], ...]]:
     """A panel for each span with a kept edge, and the pairs of boxes between which attention moves something.
 
     A head whose k or v (or whose q, k and v together) has an effective edge at one span and which has an effective edge
     out of it at another that attends there is joined by a curve from the first to the second.
 
     Args:
-        circuit: of edges by span.
-        weights: a number for every edge at every span.
+        contents: edges by span.
         top: free space above.
     """
-    own = Circuit(Sites((circuit.sites.group("edges"),)), circuit.kept[circuit.sites.part("edges")])
-    scenes = Scene.by_span(own, weights)
-    whole = Scene.of(own.without_spans())
+    scenes = Scene.by_span(contents)
+    whole = Scene.of(contents.without_spans())
     if not scenes:
         return (Panel(whole, Layout.of(whole, top=top)),), ()
     frame = Layout.of(whole, top=top + HEADING)
     levels = {level(row[0]): frame.boxes[row[0].name].y for row in whole.rows}
-    return tuple(_placed(scenes, levels, frame.height)), tuple(dict.fromkeys(_moves(own, whole, scenes)))
+    return tuple(_placed(scenes, levels, frame.height)), tuple(dict.fromkeys(_moves(contents, whole, scenes)))
 
 
 def _placed(scenes: Mapping[str, Scene], levels: Mapping[tuple[int, str], float], height: float) -> Iterator[Panel]:
@@ -54,8 +46,8 @@ def _placed(scenes: Mapping[str, Scene], levels: Mapping[tuple[int, str], float]
         right -= OVERLAP
 
 
-def _moves(circuit: Circuit, whole: Scene, scenes: Mapping[str, Scene]) -> Iterator[tuple[str, str]]:
-    edges, serves = circuit.sites.edges, {node.name: node.serves for node in whole.nodes}
+def _moves(contents: Contents, whole: Scene, scenes: Mapping[str, Scene]) -> Iterator[tuple[str, str]]:
+    edges, serves = contents.edges, {node.name: node.serves for node in whole.nodes}
     assert isinstance(edges, Spanned)
     for source, target in edges.flows.moves:
         if source != target and source in scenes and target in scenes:

@@ -54,7 +54,9 @@ class Layout:
         >>> from tlprune.circuit import Circuit
         >>> from tlprune.graph import Architecture, Graph
         >>> graph = Graph(Architecture(n_layers=1, n_heads=2, n_kv_heads=2))
-        >>> layout = Layout.of(Scene.of(Circuit.from_edges(graph, ["input->a0.h1<v>", "a0.h1->logits"])))
+        >>> from tlprune.drawing.contents import Contents
+        >>> circuit = Circuit.from_edges(graph, ["input->a0.h1<v>", "a0.h1->logits"])
+        >>> layout = Layout.of(Scene.of(Contents.of(circuit)))
         >>> layout.boxes["logits"].y < layout.boxes["a0.h1"].y < layout.boxes["input"].y
         True
     """

@@ -6,17 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
-from tlprune.circuit import Circuit
+from tlprune.drawing.contents import OWNERS, Contents, Owner
 from tlprune.graph import LOGITS, Graph
-from tlprune.spans import Spanned
 
 BUNDLED = 2000
 """Circuits of more edges than this show one curve per pair of nodes."""
 
-SEVERAL = "several"
+SEVERAL, IDLE = "several", "idle"
 Kind = Literal["embedding", "keyvalue", "head", "mlp", "logits"]
 
 
@@ -56,6 +52,7 @@ class Link:
         parts: the parts of the reader that it enters: of ``q``, ``k``, ``v``, or ``mlp`` or ``logits``.
         effective: whether it lies on a path from an embedding to the logits; so do all edges of a bundle, or none.
         weight: the edge's weight, or the sum of absolute weights over a bundle.
+        owner: of two circuits, which has it; ``None`` in a drawing of one.
     """
 
     writer: str
@@ -63,11 +60,17 @@ class Link:
     parts: tuple[str, ...]
     effective: bool
     weight: float | None = None
+    owner: Owner | None = None
 
     @property
     def part(self) -> str:
-        """The part that decides its colour and port."""
+        """The part that decides its port, and its colour in a drawing of one circuit."""
         return self.parts[0] if len(self.parts) == 1 else SEVERAL
+
+    @property
+    def look(self) -> str:
+        """What decides its colour: whose it is, or what it enters, or that it is not effective."""
+        return self.owner or (self.part if self.effective else IDLE)
 
     @property
     def name(self) -> str:
@@ -84,7 +87,9 @@ class Scene:
     Example:
         >>> from tlprune.graph import Architecture, Graph
         >>> graph = Graph(Architecture(n_layers=1, n_heads=2, n_kv_heads=2))
-        >>> scene = Scene.of(Circuit.from_edges(graph, ["input->a0.h1<v>", "a0.h1->logits"]))
+        >>> from tlprune.circuit import Circuit
+        >>> circuit = Circuit.from_edges(graph, ["input->a0.h1<v>", "a0.h1->logits"])
+        >>> scene = Scene.of(Contents.of(circuit))
         >>> [node.name for row in scene.rows for node in row], [link.part for link in scene.links]
         (['input', 'a0.h1', 'logits'], ['v', 'logits'])
     """
@@ -94,29 +99,34 @@ class Scene:
     bundled: bool = False
 
     @staticmethod
-    def of(circuit: Circuit, weights: Float[Tensor, "edge"] | None = None) -> Scene:
-        """The scene of a circuit; ``weights`` go to the links."""
-        bundled = len(circuit) > BUNDLED
-        links = tuple(_links(circuit.graph, circuit.kept, circuit.effective.kept, weights, bundled))
-        rows = tuple(tuple(row) for row in _rows(circuit.graph, links) if row)
+    def of(contents: Contents, *, bundled: bool | None = None) -> Scene:
+        """The scene of edges that do not differ by span.
+
+        Args:
+            contents: what to show.
+            bundled: whether one curve stands for all edges between two nodes; by default above 2,000 edges.
+        """
+        bundled = len(contents) > BUNDLED if bundled is None else bundled
+        links = tuple(_links(contents, bundled))
+        rows = tuple(tuple(row) for row in _rows(contents.graph, links) if row)
         return Scene(rows, links, bundled)
 
     @staticmethod
-    def by_span(circuit: Circuit, weights: Float[Tensor, "site"] | None = None) -> dict[str, Scene]:
+    def by_span(contents: Contents) -> dict[str, Scene]:
         """A scene for each span with a kept edge, of the nodes that these join; names end in the span."""
-        edges, bundled = circuit.sites.edges, len(circuit) > BUNDLED
-        assert isinstance(edges, Spanned)
-        tables = (edges.table(circuit.kept), edges.table(circuit.effective.kept))
-        heavy = [None] * len(edges.all_spans) if weights is None else edges.table(weights)
         scenes = {}
-        for span, kept, effective, own in zip(edges.all_spans, *tables, heavy, strict=True):
-            links = tuple(_links(circuit.graph, kept, effective, own, bundled))
-            used = {name for link in links for name in (link.writer, link.reader)}
-            rows = ([node for node in row if node.name in used] for row in _rows(circuit.graph, links))
-            placed = tuple(tuple(_at(node, span) for node in row) for row in rows if row)
-            own_links = (replace(x, writer=f"{x.writer}@{span}", reader=f"{x.reader}@{span}") for x in links)
-            scenes |= {span: Scene(placed, tuple(own_links), bundled)} if links else {}
+        for span, own in contents.by_span().items():
+            whole = Scene.of(own, bundled=len(contents) > BUNDLED)
+            if whole.links:
+                scenes[span] = whole._at(span)
         return scenes
+
+    def _at(self, span: str) -> Scene:
+        used = {name for link in self.links for name in (link.writer, link.reader)}
+        rows = ([node for node in row if node.name in used] for row in self.rows)
+        placed = tuple(tuple(_at(node, span) for node in row) for row in rows if row)
+        links = (replace(x, writer=f"{x.writer}@{span}", reader=f"{x.reader}@{span}") for x in self.links)
+        return Scene(placed, tuple(links), self.bundled)
 
     @property
     def nodes(self) -> Iterator[Node]:
@@ -133,19 +143,26 @@ def _at(node: Node, span: str) -> Node:
     return replace(node, name=f"{node.name}@{span}", serves=tuple(f"{head}@{span}" for head in node.serves))
 
 
-def _links(graph: Graph, kept: Tensor, effective: Tensor, weights: Tensor | None, bundled: bool) -> Iterator[Link]:
-    groups: dict[tuple[str, ...], list[tuple[str, int]]] = {}
-    for index in kept.nonzero().flatten().tolist():
-        writer, _, reader = graph.name(index).partition("->")
+def _links(contents: Contents, bundled: bool) -> Iterator[Link]:
+    groups: dict[tuple[str | None, ...], list[tuple[str, int]]] = {}
+    for index in contents.kept.nonzero().flatten().tolist():
+        writer, _, reader = contents.graph.name(index).partition("->")
         node, part = node_and_part(reader)
-        groups.setdefault((writer, node) if bundled else (writer, node, part), []).append((part, index))
+        key = (writer, node, _owner(contents, index), None if bundled else part)
+        groups.setdefault(key, []).append((part, index))
     for (writer, node, *_), edges in groups.items():
         parts, indices = zip(*edges, strict=True)
-        yield Link(writer, node, parts, bool(effective[indices[0]]), _weight(weights, indices))
+        effective = bool(contents.effective[indices[0]])
+        assert writer is not None and node is not None
+        yield Link(writer, node, parts, effective, _weight(contents, indices), _owner(contents, indices[0]))
 
 
-def _weight(weights: Tensor | None, indices: tuple[int, ...]) -> float | None:
-    if weights is None:
+def _owner(contents: Contents, index: int) -> Owner | None:
+    return None if contents.owners is None else OWNERS[int(contents.owners[index])]
+
+
+def _weight(contents: Contents, indices: tuple[int, ...]) -> float | None:
+    if (weights := contents.weights) is None:
         return None
     return float(weights[indices[0]] if len(indices) == 1 else weights[list(indices)].abs().sum())
 

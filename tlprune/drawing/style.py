@@ -12,12 +12,17 @@ COLOURS = {
     "logits": ("#c9480a", "#ff8a4c"),
     "several": ("#5b6b80", "#9fb0c6"),
     "idle": ("#9aa3ae", "#6f7985"),
+    "first": ("#0072b2", "#56b4e9"),
+    "both": ("#39424e", "#d3dae3"),
+    "second": ("#d55e00", "#ff9a55"),
 }
-"""Light and dark colour of a link by the part that it enters; after Okabe and Ito, safe for colour-blind readers."""
+"""Light and dark colour of a link by the part that it enters, or by whose it is of two circuits; after Okabe and Ito,
+safe for colour-blind readers."""
 
 PAINTS: dict[str, dict[str, tuple[str, str]]] = {
     "ground": {"fill": ("#ffffff", "#14171c")},
     "band": {"fill": ("#f5f7f9", "#1b1f26")},
+    "grid": {"stroke": ("#e0e5ea", "#2c333d")},
     "ink": {"fill": ("#1c2530", "#e6eaf0")},
     "soft": {"fill": ("#66717f", "#98a3b1")},
     "head": {"fill": ("#ffffff", "#232932"), "stroke": ("#46566a", "#8494a8")},
@@ -29,6 +34,7 @@ PAINTS: dict[str, dict[str, tuple[str, str]]] = {
     "tie": {"stroke": ("#8b98a8", "#66758a")},
 }
 PAINTS |= {f"part-{part}": {"stroke": colours} for part, colours in COLOURS.items()}
+PAINTS |= {f"only-{owner}": {**PAINTS["head"], "stroke": COLOURS[owner]} for owner in ("first", "second")}
 PAINTS |= {f"mark-{part}": {"fill": colours} for part, colours in COLOURS.items()}
 
 
@@ -46,9 +52,16 @@ def paint(name: str) -> str:
 
 
 def dark_rules() -> str:
-    """Style rules that give every paint its dark colours on dark screens; print stays light."""
-    rules = "".join(
-        f".circuit .{name}{{{';'.join(f'{attribute}:{dark}' for attribute, (_, dark) in colours.items())}}}"
+    """Style rules that give every paint its dark colours on dark screens; print stays light.
+
+    A figure whose ``data-theme`` is ``light`` or ``dark`` is so whatever the screen.
+    """
+    by_screen, by_choice = (_rules(f".circuit{which}") for which in (":not([data-theme=light])", "[data-theme=dark]"))
+    return f"@media screen and (prefers-color-scheme:dark){{{by_screen}}}@media screen{{{by_choice}}}"
+
+
+def _rules(figure: str) -> str:
+    return "".join(
+        f"{figure} .{name}{{{';'.join(f'{attribute}:{dark}' for attribute, (_, dark) in colours.items())}}}"
         for name, colours in PAINTS.items()
     )
-    return f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
