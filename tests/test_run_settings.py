@@ -51,7 +51,17 @@ def test_the_file_has_every_setting_and_the_versions_as_a_comment(trained: Path)
     assert "torch" in text.splitlines()[0] and "python" in text.splitlines()[0]
     told = yaml.safe_load(text)
     assert told["command"] == "discover"
-    assert {*told} == {"command", "model", "task", "method", "task_seed", "device", "ablation", "settings"}
+    assert {*told} == {
+        "command",
+        "model",
+        "task",
+        "method",
+        "task_seed",
+        "device",
+        "ablation",
+        "micro_batch",
+        "settings",
+    }
     assert told["ablation"] == "resample", "what the method chose"
     assert {*told["settings"]} == {field.name for field in dataclasses.fields(tp.EdgePruning)}
     assert (told["settings"]["edges"], told["settings"]["keep_embeddings"]) == (5, True)
@@ -180,3 +190,11 @@ def test_a_plan_comes_back(tmp_path: Path) -> None:
     plan = Plan("planted", ("planted",), ("random",), ("true", "8"), (0, 1), ("zero",), task_seed=3)
     write_settings(tmp_path, "bench", plan)
     assert parsed("bench", Plan, ["--config", str(tmp_path / NAME)])[0] == plan
+
+
+def test_the_file_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    (tmp_path / NAME).write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    found, _ = parsed("discover", settings_for, ["--config", str(tmp_path / NAME)])
+    assert found.run == Run("testbed", "ioi", "eap", ablation="resample")
+    assert found.settings == tp.EAP(sparsity=0.95, edges=40, selection=tp.Top(by="signed"))

@@ -93,4 +93,5 @@ def _unboxed(complaint: str) -> str:
     """The words inside a box drawn with lines, without its title and its hint at --help."""
     lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in complaint.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
+    text = re.sub(r"'own\.(?:run\.|settings\.)?", "'", text)  # what the parts of our own dataclass are called
     return re.sub(r"^Error parsing settings: | Argument helptext:.*$| For full helptext.*$", "", text)
