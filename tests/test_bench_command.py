@@ -15,7 +15,17 @@ from tlprune.methods import METHODS
 from tlprune.tasks import TASKS
 from tlprune.truths import TRUTHS
 
-FILES = {"rows.jsonl", "rows.csv", "rows.parquet", "report.md", "plots.html", "plan.json", "circuits", "examples"}
+FILES = {
+    "rows.jsonl",
+    "rows.csv",
+    "rows.parquet",
+    "report.md",
+    "plots.html",
+    "plan.json",
+    "run.yaml",
+    "circuits",
+    "examples",
+}
 WORDS = ["bench", "--model", "planted-copy", "--task", "planted", "--methods", "random", "eap", "--sizes", "true", "8"]
 
 

@@ -26,7 +26,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_discover_writes_a_circuit_that_loads(run_directory: Path) -> None:
-    assert sorted(path.name for path in run_directory.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in run_directory.iterdir()) == sorted([*FILES, "run.yaml"])
     circuit = tp.Circuit.load(run_directory / "circuit.json")
     assert circuit == tp.planted("and").circuit
     assert circuit.provenance["command"] == {"model": "planted-and", "task": "planted", "task_seed": 0}
@@ -85,7 +85,7 @@ def test_discover_goes_on_where_it_was_stopped(
     assert [{**one, "seconds": 0} for one in records] == [{**one, "seconds": 0} for one in whole]
     circuits = [tp.Circuit.load(folder / "circuit.json") for folder in (tmp_path / "run", run_directory)]
     assert circuits[0] == circuits[1]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*FILES, "run.yaml"])
     assert main(words) == 2
     assert "already holds a run" in capsys.readouterr().err
 
@@ -151,7 +151,11 @@ def test_spans_need_a_task_that_names_them(tmp_path: Path, capsys: pytest.Captur
 def test_methods_of_nodes_are_measured_and_not_drawn(tmp_path: Path) -> None:
     words = ["--model", "planted-and", "--task", "planted", "--method", "node-patching", "--nodes", "4"]
     assert main(["discover", *words, "--out", str(tmp_path / "run")]) == 0
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["circuit.json", "evaluation.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "circuit.json",
+        "evaluation.json",
+        "run.yaml",
+    ]
     assert tp.Circuit.load(tmp_path / "run" / "circuit.json").names == tp.planted("and").circuit.nodes
 
 

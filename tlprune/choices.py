@@ -27,15 +27,16 @@ def choice(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
 
 
 def value_of(words: Sequence[str], flag: str, default: str) -> str:
-    """The value that a flag has among words, before they are parsed.
+    """The value that a flag has among words, before they are parsed; the last one, where it is there again.
 
     Example:
-        >>> value_of(["--steps", "3", "--method=eap"], "--method", "random")
+        >>> value_of(["--method", "acdc", "--steps", "3", "--method=eap"], "--method", "random")
         'eap'
     """
+    found = default
     for index, word in enumerate(words):
         if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
+            found = word.partition("=")[2]
         if word == flag and index + 1 < len(words):
-            return words[index + 1]
-    return default
+            found = words[index + 1]
+    return found

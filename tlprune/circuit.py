@@ -14,14 +14,16 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tlprune.effective import effective_sites
-from tlprune.files import read_saved, write_tensors, write_whole
+from tlprune.files import brief, read_saved, write_tensors, write_whole
 from tlprune.flow import Flow
 from tlprune.graph import Graph
+from tlprune.site_data import LONGEST_NAME, shown
 from tlprune.sites import Nodes, Sites
 from tlprune.spans import Spanned, every_span
 
 FORMAT, VERSION = "circuit", 2
 MOST_NAMES = 1_000_000
+MOST_LISTED = 2**30  # sites, kept or not, of a file of names: a byte each
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,26 +326,91 @@ class Circuit:
         tensors, data = read_saved(path, FORMAT, VERSION)
         try:
             circuit = _from_data(data, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is not a whole circuit ({error}). Save it again with circuit.save().") from error
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ValueError(
+                f"{path} is not a whole circuit ({brief(error)}). Save it again with circuit.save()."
+            ) from error
         if len(circuit) != data.get("n_kept") or len(circuit.sites) != data.get("total"):
             raise ValueError(
-                f"{path} promises {data.get('n_kept')} of {data.get('total')} sites but holds {len(circuit)} of "
-                f"{len(circuit.sites)}. The file was cut or edited: save it again."
+                f"{path} promises {shown(data.get('n_kept'))} of {shown(data.get('total'))} sites but holds "
+                f"{len(circuit)} of {len(circuit.sites)}. The file was cut or edited: save it again."
             )
         return circuit
 
+    # ---- sharing it
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        figures: Any = None,
+        base_model: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload the circuit to the Hugging Face hub, with a card that says what it is; the address of the commit.
+
+        The repository is made if there is none. It gets ``circuit.json``, or ``circuit.safetensors`` where names would
+        be too many, and ``README.md``.
+
+        Args:
+            repo_id: such as ``"me/ioi-in-gpt2"``.
+            figures: for the card: what :func:`~tlprune.evaluate` gave, or a mapping of names to numbers.
+            base_model: the model's own name on the hub, by which the hub links the two.
+            private: whether a new repository can be seen by its owner alone.
+            revision: the branch to commit to.
+            token: of an account; by default that of ``hf auth login``.
+
+        Raises:
+            ValueError: the hub refuses, or is out of reach.
+        """
+        from tlprune.hub import push
+
+        told = {"figures": figures, "base_model": base_model}
+        return push(self, repo_id, private=private, revision=revision, token=token, **told)
+
+    @staticmethod
+    def from_hub(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Circuit:
+        """A circuit that :meth:`push_to_hub` uploaded; only its file of names or bits is read, never code.
+
+        Args:
+            repo_id: such as ``"me/ioi-in-gpt2"``.
+            revision: a branch, a tag, or the hash of a commit, which never changes.
+            token: of an account, for a private repository.
+
+        Raises:
+            ValueError: there is no such repository or no circuit in it, the file is too large, or not whole.
+        """
+        from tlprune.hub import pull
+
+        return pull(repo_id, revision=revision, token=token)
+
 
 def _from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Circuit:
-    sites = Sites.from_dict(data["sites"])
+    """A circuit of plain data, which may be anybody's: nothing is taken for what it says before it was looked at."""
+    sites, provenance = Sites.from_dict(data["sites"]), data["provenance"]
+    _check_provenance(provenance)
     if tensors:
-        return Circuit(sites, _unpacked(tensors["kept"], len(sites)), data["provenance"])
+        return Circuit(sites, _unpacked(tensors["kept"], len(sites)), provenance)
+    if len(sites) > MOST_LISTED:
+        raise ValueError(f"names are read of at most {MOST_LISTED:,} sites, not of {len(sites):,}: use .safetensors")
     kept = torch.zeros(len(sites), dtype=torch.bool)
     for kind, names in data["kept"].items():
         group, start = sites.group(kind), sites.part(kind).start
         for name in names:
+            if not isinstance(name, str) or len(name) > LONGEST_NAME:
+                raise ValueError(f"{shown(name)} is no name of a site")
             kept[start + group.index(name)] = True
-    return Circuit(sites, kept, data["provenance"])
+    return Circuit(sites, kept, provenance)
+
+
+def _check_provenance(provenance: Any) -> None:
+    """Its parts that circuits are compared and run by have fields."""
+    known = ("model", "task", "ablation", "command", "versions")
+    parts = [provenance, *(provenance[name] for name in known if name in provenance)]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"provenance and its {', '.join(known)} must have fields")
 
 
 def _packed(kept: Bool[Tensor, "site"]) -> Tensor:
@@ -355,6 +422,10 @@ def _packed(kept: Bool[Tensor, "site"]) -> Tensor:
 def _unpacked(packed: Tensor, count: int) -> Bool[Tensor, "site"]:
     import numpy as np
 
+    if packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
+        raise ValueError(
+            f"{count:,} sites need {-(-count // 8):,} bytes but there are {packed.numel():,} {packed.dtype}"
+        )
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).bool()
 
 

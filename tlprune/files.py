@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 METADATA = "tlprune"
+MOST_BYTES = 2**28  # of a JSON file; names of a million sites take a tenth
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -65,11 +66,13 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, An
 
     try:
         with safe_open(path, "pt") as file:
-            data = json.loads((file.metadata() or {})[METADATA])
+            data = _parsed((file.metadata() or {})[METADATA].encode())
+            if not isinstance(data, dict):
+                raise _NotJSONError
             return {name: file.get_tensor(name) for name in file.keys()}, data  # noqa: SIM118
     except OSError as error:
         raise ValueError(f"Cannot read the {what} {path}: {error.strerror or error}. Give an existing file.") from None
-    except (SafetensorError, KeyError, ValueError):
+    except (SafetensorError, _NotJSONError, KeyError, ValueError):
         raise ValueError(f"{path} is not a {what}: give a file that tlprune saved, whole.") from None
 
 
@@ -80,14 +83,42 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: the file is missing or is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text())
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(
+                f"{path} is no {what} that this reads: it has more than {MOST_BYTES:,} bytes. Use .safetensors."
+            )
+        data = _parsed(content)
     except OSError as error:
         raise ValueError(f"Cannot read the {what} {path}: {error.strerror}. Give the path of a saved {what}.") from None
-    except ValueError:
+    except _NotJSONError:
         raise ValueError(f"{path} is not a {what}: it is not JSON. Give a file that {what}.save() wrote.") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} is JSON but not a tlprune {what}. Give a file that {what}.save() wrote.")
     return data
+
+
+class _NotJSONError(Exception):
+    pass
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError):  # the latter where lists lie in lists without end
+        raise _NotJSONError from None
+
+
+def brief(error: object) -> str:
+    """What an error says, in one line of bearable length, whatever a file made it repeat.
+
+    Example:
+        >>> brief(ValueError("one line\\nand " + "very " * 200))[-12:]
+        'very very...'
+    """
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297].rstrip()}..."
 
 
 def read_saved(path: Path, what: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,4 +133,5 @@ def check_format(data: Mapping[str, Any], path: Path, what: str, version: int) -
     if data.get("format") != f"tlprune-{what}":
         raise ValueError(f"{path} is not a tlprune {what}. Give a file that {what}.save() wrote.")
     if data.get("version") != version:
-        raise ValueError(f"{path} has format version {data.get('version')} but this reads {version}. Save it again.")
+        found = brief(repr(data.get("version")))
+        raise ValueError(f"{path} has format version {found} but this reads {version}. Save it again.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -306,9 +306,9 @@ class Graph:
             raise ValueError(f"Edge {name!r} runs backwards: {reader} is computed before {writer}. Reverse or drop it.")
         return readers.start + row * readers.width + self._writer_index[writer]
 
-    def _check_name(self, role: str, name: str, known: Iterable[str]) -> None:
-        names = list(known)
-        if name not in names:
+    def _check_name(self, role: str, name: str, known: Mapping[str, Any]) -> None:
+        if name not in known:
+            names = list(known)
             near = difflib.get_close_matches(name, names, 3) or names[:3]
             raise ValueError(f"{name!r} is not a {role} of this graph ({self}). Nearest names: {', '.join(near)}.")
 

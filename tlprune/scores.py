@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tlprune.circuit import Circuit
-from tlprune.files import read_saved, write_tensors, write_whole
+from tlprune.files import brief, read_saved, write_tensors, write_whole
 from tlprune.graph import Graph
 from tlprune.sites import Sites
 
@@ -208,11 +208,13 @@ class Scores:
             sites = Sites.from_dict(data["sites"])
             values = tensors["values"] if tensors else torch.tensor(_in_order(sites, data["scores"]))
             return Scores(sites, values, data["provenance"], tensors.get("samples"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} does not hold whole scores ({error}). Save them again.") from error
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{path} does not hold whole scores ({brief(error)}). Save them again.") from error
 
 
 def _in_order(sites: Sites, scores: Mapping[str, float]) -> list[float]:
+    if len(scores) != len(sites):
+        raise ValueError(f"there are {len(scores):,} scores of {len(sites):,} sites")
     names = [sites.name(index) for index in range(len(sites))]
     if set(names) != set(scores):
         raise ValueError(f"{len(set(names) ^ set(scores))} names are missing or unknown")

@@ -22,6 +22,7 @@ from torch import Tensor
 from tlprune.between_spans import AttentionEdges
 from tlprune.flow import Flow
 from tlprune.graph import Graph
+from tlprune.site_data import check_sites
 from tlprune.spans import Group, Spanned, every_span
 
 NODE_KINDS = ("nodes", "heads", "mlps", "layers")
@@ -340,6 +341,12 @@ class Sites:
 
     @staticmethod
     def from_dict(data: Sequence[Mapping[str, Any]]) -> Sites:
+        """The sites that :meth:`as_dict` described.
+
+        Raises:
+            ValueError: the data can be no sites, or promise more than there can be.
+        """
+        check_sites(data)
         return Sites(tuple(group_from_dict(group) for group in data))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from tlprune import __version__
+
 
 def versions() -> dict[str, str]:
-    """Installed versions of tlprune, torch and TransformerLens."""
-    return {name: _version(name) for name in ("tlprune", "torch", "transformer-lens")}
+    """Versions of tlprune, torch and TransformerLens."""
+    return {"tlprune": __version__, **{name: _version(name) for name in ("torch", "transformer-lens")}}
 
 
 def _version(name: str) -> str:

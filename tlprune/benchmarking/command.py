@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import shlex
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from tqdm import tqdm
 
 from tlprune.backends import backend_of
 from tlprune.benchmarking.entries import entries_of
@@ -21,6 +25,7 @@ from tlprune.files import read_json, write_whole
 from tlprune.masking.ablation import Ablation, Resample, Zero
 from tlprune.masking.means import Mean
 from tlprune.models.load import load
+from tlprune.outcome import Outcome
 from tlprune.tasks import task_builder
 from tlprune.truths import truth
 
@@ -92,7 +97,9 @@ class Plan:
         return [(self.model if self.model and model == GPT2 else model, task) for model, task in chosen]
 
 
-def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | None = None) -> Path:
+def bench(
+    plan: Plan, *, tell: Callable[[str], None] = print, command: str | None = None, progress: bool = False
+) -> Path:
     """Run a plan; the folder with its rows, tables, plots and report.
 
     A model of a preset that cannot be had is told of and stands in the report as not run; the rest goes on.
@@ -101,6 +108,7 @@ def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | Non
         plan: what is compared.
         tell: is called with a line for each search that is done.
         command: the command line, for the report.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: a model, task, method or size cannot be used, or the folder holds another comparison.
@@ -126,7 +134,7 @@ def bench(plan: Plan, *, tell: Callable[[str], None] = print, command: str | Non
             benchmark(
                 model, task, plan.methods, out=plan.out, sizes=plan.sizes, seeds=plan.seeds, truth=known,
                 ablation=ABLATIONS[ablation](), discovery=ABLATIONS[plan.discovery or ablation](),
-                tell=tell,
+                tell=tell, progress=progress,
             )  # fmt: skip
     store = Store(plan.out)
     write_report(store, device=device, command=command, missing=missing)
@@ -166,8 +174,27 @@ def _claim_folder(plan: Plan) -> None:
     write_whole(path, json.dumps(settings) + "\n")
 
 
-def words_of(arguments: Sequence[str]) -> str:
-    """The command line as reports show it."""
-    import shlex
+def words_of(plan: Plan) -> str:
+    """The command line of a plan, as reports show it.
 
-    return shlex.join(["tlprune", "bench", *arguments])
+    Example:
+        >>> words_of(Plan(task=("ioi", "induction"), task_seed=3))
+        'tlprune bench --task ioi induction --task-seed 3'
+    """
+    words = ["tlprune", "bench"]
+    for field in dataclasses.fields(plan):
+        value = getattr(plan, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def compared(plan: Plan) -> Outcome:
+    """Run a plan; what to say, and all rows."""
+    out = bench(plan, tell=tqdm.write, command=words_of(plan), progress=sys.stderr.isatty())
+    text = f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}/"
+    return Outcome(text, {"rows": Store(out).rows}, out=out)
+
+
+ACTIONS = {"": ("compare methods", Plan, compared)}

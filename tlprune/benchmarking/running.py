@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from tlprune.benchmarking.cost import Cost, measured
 from tlprune.benchmarking.entries import Entry, Mode, entries_of
@@ -58,7 +59,7 @@ class Search:
         }
 
 
-def benchmark(
+def benchmark(  # noqa: PLR0913
     model: Any,
     task: Task,
     methods: Sequence[str] | Mapping[str, Any],
@@ -70,6 +71,7 @@ def benchmark(
     discovery: Ablation | None = None,
     truth: Circuit | None = None,
     tell: Callable[[str], None] | None = None,
+    progress: bool = False,
 ) -> list[Row]:
     """Compare methods at equal effective edges, on test examples that none of them saw.
 
@@ -92,6 +94,7 @@ def benchmark(
         discovery: what replaces them while methods search; by default the same.
         truth: the true circuit, where one is known.
         tell: is called with a line for each search that is done.
+        progress: whether to show a progress bar of searches.
 
     Returns:
         All rows of this comparison, as plain data; costs are in forward runs of one prompt, seconds and bytes.
@@ -113,13 +116,13 @@ def benchmark(
     ablation = ablation_for(task.discovery, ablation or Resample())
     own = ablation_for(task.discovery, discovery or ablation)
     setting = Setting(model, str(model.cfg.model_name), task, ablation, own, truth)
+    planned = [search for entry in entries for search in searches(setting, entry, sizes, seeds)]
     rows = _references(setting, store)
-    for entry in entries:
-        for search in searches(setting, entry, sizes, seeds):
-            found = _searched(setting, search, store)
-            if tell is not None:
-                tell(_line(found))
-            rows += found
+    for search in tqdm(planned, disable=not progress, unit="search"):
+        found = _searched(setting, search, store)
+        if tell is not None:
+            tell(_line(found))
+        rows += found
     store.write_tables()
     return rows
 

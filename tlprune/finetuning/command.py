@@ -18,6 +18,7 @@ from tlprune.finetuning.parts import plain, train_part, trained_parameters
 from tlprune.finetuning.plan import FineTune
 from tlprune.finetuning.training import CHECKPOINT, Training, clear
 from tlprune.learning.bootstrap import finite
+from tlprune.outcome import Outcome
 from tlprune.tasks.labelled.data import Labelled, described, read_labelled
 from tlprune.tasks.labelled.splitting import divided
 from tlprune.versions import versions
@@ -231,3 +232,12 @@ def summary(plan: FineTune, facts: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def finetuned(plan: FineTune) -> Outcome:
+    """Fine-tune; what to say."""
+    facts = finetune(plan)
+    return Outcome(summary(plan, facts), facts, out=plan.out)
+
+
+ACTIONS = {"": ("make a classifier", FineTune, finetuned)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tyro.conf import Positional
 from tlprune.circuit import Circuit
 from tlprune.files import read_json, read_tensors
 from tlprune.interop.mib_submission import check_mib_submission, mib_submission
+from tlprune.outcome import Outcome
 from tlprune.scores import Scores
 
 
@@ -45,8 +47,8 @@ class Check:
     folder: Positional[Path]
 
 
-def submit(settings: Submit) -> str:
-    """Write the folder; what to print."""
+def submit(settings: Submit) -> Outcome:
+    """Write the folder; what to say."""
     found = [_saved(path) for path in settings.files]
     scores = [one for one in found if isinstance(one, Scores)]
     circuits = [one for one in found if isinstance(one, Circuit)]
@@ -61,16 +63,18 @@ def submit(settings: Submit) -> str:
         name=f"{settings.task}_{settings.model}",
         ending=".json" if settings.format == "json" else ".pt",
     )
-    return f"wrote {settings.out / entry.name}/\n{entry}\nwhen all are there: tlprune mib check {settings.out}"
+    text = f"wrote {settings.out / entry.name}/\n{entry}\nwhen all are there: tlprune mib check {settings.out}"
+    return Outcome(text, {"folder": settings.out / entry.name, **dataclasses.asdict(entry)})
 
 
-def check(settings: Check) -> str:
-    """Check the folder; what to print."""
+def check(settings: Check) -> Outcome:
+    """Check the folder; what to say."""
     entries = check_mib_submission(settings.folder)
-    return "\n".join([*map(str, entries), f"{settings.folder} is a submission of {len(entries)} folders"])
+    text = "\n".join([*map(str, entries), f"{settings.folder} is a submission of {len(entries)} folders"])
+    return Outcome(text, {"folders": [dataclasses.asdict(entry) for entry in entries]})
 
 
-ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
+ACTIONS: dict[str, tuple[str, type, Callable[[Any], Outcome]]] = {
     "submit": ("write the folder of one task and model", Submit, submit),
     "check": ("check a whole submission", Check, check),
 }

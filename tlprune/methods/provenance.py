@@ -190,7 +190,7 @@ def method_from(provenance: Mapping[str, Any]) -> Any:
 
 def _built(told: Mapping[str, Any], provenance: Mapping[str, Any]) -> Any:
     name, given = told["name"], {key: value for key, value in told.items() if key != "name"}
-    kind = _kinds().get(name)
+    kind = kinds().get(name)
     if kind is None:
         raise _other_version(provenance, f"parts {', '.join(PARTS)} but the circuit's method holds {name!r}")
     known = [field.name for field in fields(kind) if field.init]
@@ -215,7 +215,8 @@ def _value(value: Any, provenance: Mapping[str, Any]) -> Any:
     return {key: _value(one, provenance) for key, one in value.items()}
 
 
-def _kinds() -> dict[str, Any]:
+def kinds() -> dict[str, Any]:
+    """Methods and their parts by the names that plain data tell them by."""
     from tlprune.methods import METHODS
 
     return {**PARTS, **METHODS}
@@ -223,7 +224,7 @@ def _kinds() -> dict[str, Any]:
 
 def _name_of(kind: type) -> str:
     """The name in our tables; of others' classes the full one, which says where to look."""
-    own = {known: name for name, known in _kinds().items()}
+    own = {known: name for name, known in kinds().items()}
     return own.get(kind, f"{kind.__module__}.{kind.__qualname__}")
 
 

@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tlprune.choices import choice
 from tlprune.models.bridge import TESTBED, bridge_by_name
 from tlprune.models.huggingface import from_huggingface
+from tlprune.models.planted import PREFIX as PLANTED
 from tlprune.models.planted import planted
+from tlprune.models.planted_wiring import WIRINGS
 from tlprune.models.taught import DIRECTORY as TAUGHT
 from tlprune.models.tracr.compiled import PREFIX as COMPILED
+from tlprune.models.tracr.compiler import KNOWN as PROGRAMS
 from tlprune.models.tracr.program import named
 from tlprune.models.transformer_lens import has_hooked_transformer, hooked_transformer, quiet_construction
 from tlprune.models.world import DIRECTORY as WORLD
 from tlprune.processes import processes
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that goes by a name, without a download.
+
+    Attributes:
+        says: what it is, in one line.
+        make: the model, of a device and a type of numbers.
+    """
+
+    says: str
+    make: Callable[[str | None, torch.dtype], Any]
+
+
+def _in_package(directory: Path, device: str | None, dtype: torch.dtype) -> Any:
+    return from_huggingface(directory, device=device, dtype=dtype)
+
+
+def _planted(name: str, device: str | None, dtype: torch.dtype) -> Any:
+    return _moved(planted(name).model, device, dtype)
+
+
+def _compiled(name: str, device: str | None, dtype: torch.dtype) -> Any:
+    return _moved(named(name).model(), device, dtype)
+
+
+def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:
+    return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
+
+
+NAMED = {
+    "testbed": Named("A small trained language model that knows the tasks of words.", partial(_in_package, TESTBED)),
+    "taught": Named("A small trained model whose circuit is known.", partial(_in_package, TAUGHT)),
+    "world": Named("A small trained model that knows facts of an invented world.", partial(_in_package, WORLD)),
+    **{
+        f"{PLANTED}{name}": Named((wire.__doc__ or "").strip(), partial(_planted, name))
+        for name, wire in WIRINGS.items()
+    },
+    **{
+        f"{COMPILED}{name}": Named(f"The program {name}, compiled, whose circuit is known.", partial(_compiled, name))
+        for name in PROGRAMS
+    },
+}
 
 
 def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -49,18 +100,12 @@ def load(model: Any, *, device: str | None = None, dtype: torch.dtype = torch.fl
 
 
 def _load(name: str, device: str | None, dtype: torch.dtype) -> Any:
-    if name == "planted" or name.startswith("planted-"):
-        return _moved(planted(name.partition("-")[2] or "induction").model, device, dtype)
-    if name.startswith(COMPILED):
-        return _moved(named(name.removeprefix(COMPILED)).model(), device, dtype)
-    directory = {"testbed": TESTBED, "taught": TAUGHT, "world": WORLD}.get(name) or Path(name)
-    if directory.is_dir():
-        return from_huggingface(directory, device=device, dtype=dtype)
+    known = f"{PLANTED}induction" if name == PLANTED.removesuffix("-") else name
+    if known in NAMED or known.startswith((PLANTED, COMPILED)):
+        return choice("model", known, NAMED).make(device, dtype)
+    if Path(name).is_dir():
+        return from_huggingface(Path(name), device=device, dtype=dtype)
     return (_by_name if has_hooked_transformer() else bridge_by_name)(name, device=device, dtype=dtype)
-
-
-def _moved(model: Any, device: str | None, dtype: torch.dtype) -> Any:
-    return model.to(dtype, print_details=False).to(device or model.cfg.device, print_details=False)
 
 
 def _by_name(name: str, *, device: str | None, dtype: torch.dtype) -> Any:

@@ -67,3 +67,10 @@ def quiet_construction() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Hooked(Transformer|Encoder) is deprecated", DeprecationWarning)
         yield
+
+
+def official_names() -> dict[str, tuple[str, ...]]:
+    """Names of the models that TransformerLens downloads, each with the others that it knows the model by."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+    return {name: tuple(one for one in MODEL_ALIASES.get(name) or () if one != name) for name in OFFICIAL_MODEL_NAMES}

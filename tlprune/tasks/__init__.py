@@ -55,12 +55,29 @@ from tlprune.tasks.tagged_lines import to_jsonl
 
 def _of_mib(name: str) -> Callable[..., Task]:
     """A task of MIB by name; its splits are MIB's own, so a seed has nothing to choose."""
-    return lambda model, *, seed=0, **options: mib(name, model, **options)
+    return _saying(
+        f"MIB's {name}, with its splits.",
+        lambda model, *, seed=0, **options: mib(name, model, **options),
+    )
 
 
 def _of_wordnet(target: str) -> Callable[..., Task]:
     """The facts around one concept of WordNet."""
-    return lambda model, **options: wordnet(model, target, **options)
+    return _saying(
+        f"Forget the facts around {target} in WordNet, and nothing else.",
+        lambda model, **options: wordnet(model, target, **options),
+    )
+
+
+def _of_program(name: str) -> Callable[..., Task]:
+    """What a compiled program computes; the model tells which."""
+    return _saying(f"What the program {name} computes, of all its inputs.", partial(tracr_task))
+
+
+def _saying(line: str, build: Callable[..., Task]) -> Callable[..., Task]:
+    """A builder with a line of its own in the list of tasks."""
+    build.__doc__ = line
+    return build
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -74,7 +91,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "boolean-instruction": partial(boolean_expressions, prompts="instruction"),
     "planted": planted_task,
     "taught": taught_task,
-    **dict.fromkeys(PROGRAMS, tracr_task),
+    **{name: _of_program(name) for name in PROGRAMS},
     "sst2": sst2,
     "cola": cola,
     "stsb": stsb,

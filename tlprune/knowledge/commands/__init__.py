@@ -10,9 +10,10 @@ from tlprune.knowledge.commands.find import Command, find
 from tlprune.knowledge.commands.finetune import Finetune, finetune
 from tlprune.knowledge.commands.structure import Lie, lie
 from tlprune.knowledge.commands.tradeoff import Trade, trade
+from tlprune.outcome import Outcome
 
-# By name: what it does, its settings, and the function that does it and says what to print.
-ACTIONS: dict[str, tuple[str, type, Callable[[Any], str]]] = {
+# By name: what it does, its settings, and the function that does it and gives what to say.
+ACTIONS: dict[str, tuple[str, type, Callable[[Any], Outcome]]] = {
     "find": ("find a subnetwork for each seed", Command, find),
     "evaluate": ("what is forgotten without them and what is kept, beside chance", Evaluate, evaluate),
     "tradeoff": ("size against forgetting, over prices", Trade, trade),

@@ -15,6 +15,7 @@ from tlprune.knowledge.commands.opened import opened
 from tlprune.knowledge.figures import KnowledgeFigures, knowledge_figures
 from tlprune.knowledge.resizing import SCALES, Sensitivity, knowledge_sensitivity
 from tlprune.knowledge.seeds import KnowledgeSeeds
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.writing import write
 
 
@@ -71,8 +72,8 @@ class Evaluation:
         return self.figures.plot()
 
 
-def evaluate(settings: Evaluate) -> str:
-    """Measure and write; what to print."""
+def evaluate(settings: Evaluate) -> Outcome:
+    """Measure and write; what to say."""
     study, found = opened(settings.folder, device=settings.device)
     circuits = {f"seed {seed}": circuit for seed, circuit in found.items()}
     seeds = KnowledgeSeeds(found) if len(found) > 1 else None
@@ -88,7 +89,8 @@ def evaluate(settings: Evaluate) -> str:
     whole = Evaluation(figures, sensitivity, seeds)
     out, title = settings.out or settings.folder, f"Without the subnetworks of {settings.folder}"
     more = [figures.plot_templates, sensitivity.plot]
-    return f"{whole}\n\n{write(out, 'evaluation', whole, title=title, more=more)}"
+    wrote = write(out, "evaluation", whole, title=title, more=more)
+    return Outcome(f"{whole}\n\n{wrote}", whole.as_dict())
 
 
 def _baselines(model: Any, circuits: Mapping[str, Circuit], settings: Evaluate) -> dict[str, Circuit]:

@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes
 
 from tlprune.knowledge.finding import SEEDS, knowledge_subnetworks
 from tlprune.methods.knowledge import KnowledgeSubnetwork
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.methods import flags_of, method_of, told_of
 from tlprune.studies.commands.study import Study
 from tlprune.tasks.knowledge.building import Wordings
@@ -62,8 +63,8 @@ Command = dataclasses.make_dataclass(
 Command.__doc__ = "Find the weights whose removal erases facts and nothing else, for each seed. Run again to go on."
 
 
-def find(settings: Any) -> str:
-    """Find the subnetworks; what to print."""
+def find(settings: Any) -> Outcome:
+    """Find the subnetworks; what to say."""
     what = settings.study
     method = method_of(KnowledgeSubnetwork, settings.settings)
     study = Study(what.out, what.told(method), what.device)
@@ -80,5 +81,7 @@ def find(settings: Any) -> str:
         tell=print,
         progress=sys.stderr.isatty(),
     )
-    sparsities = ", ".join(f"{100 - 100 * len(one) / len(one.sites):.2f}%" for one in found.values())
-    return f"sparsity {sparsities}\nwrote circuits and records to {what.out}/"
+    sparsities = {seed: 1 - len(one) / len(one.sites) for seed, one in found.items()}
+    shown = ", ".join(f"{100 * share:.2f}%" for share in sparsities.values())
+    text = f"sparsity {shown}\nwrote circuits and records to {what.out}/"
+    return Outcome(text, {"sparsity_by_seed": sparsities}, out=what.out)

@@ -12,6 +12,7 @@ from tlprune.circuit import Circuit
 from tlprune.knowledge.commands.saved import circuit_in, model_of
 from tlprune.knowledge.downstream import downstream
 from tlprune.knowledge.downstream_plan import DownstreamPlan
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.writing import write
 from tlprune.tasks.knowledge.world_questions import world_questions
 from tlprune.tasks.questions import Questions, read_questions
@@ -44,15 +45,16 @@ class Finetune:
     plan: OmitArgPrefixes[DownstreamPlan] = dataclasses.field(default_factory=DownstreamPlan)
 
 
-def finetune(settings: Finetune) -> str:
-    """Do it and write the comparison; what to print."""
+def finetune(settings: Finetune) -> Outcome:
+    """Do it and write the comparison; what to say."""
     folder = settings.folder
     circuit = circuit_in(folder)
     questions, test = _asked(settings, circuit)
     model = model_of(circuit, settings.model, "cpu" if settings.plan.device == "cpu" else None)
     out = settings.out or (folder.parent if folder.is_file() else folder) / "downstream"
     found = downstream(model, circuit, questions, settings.plan, out=out, test=test)
-    return f"{found}\n\n{write(out, 'downstream', found, title=f'Multiple choice without {folder}')}"
+    wrote = write(out, "downstream", found, title=f"Multiple choice without {folder}")
+    return Outcome(f"{found}\n\n{wrote}", found.as_dict())
 
 
 def _asked(settings: Finetune, circuit: Circuit) -> tuple[Questions, Questions | None]:

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from tlprune.knowledge.commands.saved import circuit_in, scores_in
 from tlprune.knowledge.structure import structure
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.writing import write
 
 
@@ -26,10 +27,11 @@ class Lie:
     out: Path | None = None
 
 
-def lie(settings: Lie) -> str:
-    """Tell it and write it; what to print."""
+def lie(settings: Lie) -> Outcome:
+    """Tell it and write it; what to say."""
     folder = settings.folder
     found = structure(circuit_in(folder), scores=scores_in(folder))
     more = [found.plot_heads] if found.heads else []
     out = settings.out or (folder.parent if folder.is_file() else folder)
-    return f"{found}\n\n{write(out, 'structure', found, title=f'Structure of {folder}', more=more)}"
+    wrote = write(out, "structure", found, title=f"Structure of {folder}", more=more)
+    return Outcome(f"{found}\n\n{wrote}", found.as_dict())

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from tlprune.knowledge.commands.opened import opened
 from tlprune.knowledge.tradeoff import knowledge_tradeoff
 from tlprune.methods.provenance import method_from
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.writing import write
 
 
@@ -36,8 +37,8 @@ class Trade:
     device: str | None = None
 
 
-def trade(settings: Trade) -> str:
-    """Find, measure and write; what to print."""
+def trade(settings: Trade) -> Outcome:
+    """Find, measure and write; what to say."""
     study, found = opened(settings.folder, device=settings.device)
     seed = next(iter(found)) if settings.seed is None else settings.seed
     method = replace(method_from(next(iter(found.values())).provenance), seed=seed)
@@ -52,4 +53,5 @@ def trade(settings: Trade) -> str:
         progress=sys.stderr.isatty(),
     )
     out = settings.out or settings.folder
-    return f"{curve}\n\n{write(out, 'tradeoff', curve, title=f'Size against forgetting in {settings.folder}')}"
+    wrote = write(out, "tradeoff", curve, title=f"Size against forgetting in {settings.folder}")
+    return Outcome(f"{curve}\n\n{wrote}", curve.as_dict())

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from tlprune.files import write_whole
+from tlprune.outcome import Outcome
 from tlprune.pruning.grid import ROWS, saliency_grid
 from tlprune.pruning.grid_plan import SaliencyGrid
 from tlprune.studies.commands.writing import write
 
 
-def saliency(grid: SaliencyGrid) -> str:
-    """Do the grid and write it; what to print."""
+def saliency(grid: SaliencyGrid) -> Outcome:
+    """Do the grid and write it; what to say."""
     found = saliency_grid(grid, tell=_tell, progress=sys.stderr.isatty())
     write_whole(grid.out / "table.txt", f"{found}\n")
     write_whole(grid.out / "table.csv", found.csv())
@@ -25,7 +26,8 @@ def saliency(grid: SaliencyGrid) -> str:
     failed = f"\n{len(found.failed)} of {len(found.rows)} rows failed; the same command tries them again" * bool(
         found.failed
     )
-    return f"\n{found}{failed}\n\n{said}, and {ROWS}, table.csv, table.txt, overlaps.csv and overlaps.txt"
+    text = f"\n{found}{failed}\n\n{said}, and {ROWS}, table.csv, table.txt, overlaps.csv and overlaps.txt"
+    return Outcome(text, found.as_dict(), out=grid.out)
 
 
 def _tell(row: Mapping[str, Any]) -> None:
@@ -37,3 +39,6 @@ def _tell(row: Mapping[str, Any]) -> None:
 
 def _is_figure(name: str, value: Any) -> bool:
     return name.startswith("test_") and not name.endswith(("_low", "_high")) and value is not None
+
+
+ACTIONS = {"": ("prune a classifier", SaliencyGrid, saliency)}

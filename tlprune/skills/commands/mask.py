@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tlprune.outcome import Outcome
 from tlprune.skills.commands.study import SkillStudy
 from tlprune.skills.perturbation import FRACTIONS, perturbation
 from tlprune.skills.perturbing import Perturbation
@@ -38,8 +39,8 @@ class Mask:
     device: str | None = None
 
 
-def mask(settings: Mask) -> str:
-    """Disturb, measure and write; what to print."""
+def mask(settings: Mask) -> Outcome:
+    """Disturb, measure and write; what to say."""
     study = SkillStudy.open(settings.folder, device=settings.device)
     curve = perturbation(
         study.model,
@@ -53,4 +54,5 @@ def mask(settings: Mask) -> str:
         seed=settings.seed,
     )
     out = settings.out or settings.folder
-    return f"{curve}\n\n{write(out, 'perturbation', curve, title=f'Skill neurons of {study.task.name}')}"
+    wrote = write(out, "perturbation", curve, title=f"Skill neurons of {study.task.name}")
+    return Outcome(f"{curve}\n\n{wrote}", curve.as_dict())

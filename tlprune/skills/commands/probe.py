@@ -11,6 +11,7 @@ from typing import Any
 from tyro.conf import OmitArgPrefixes, Positional
 
 from tlprune.methods.skill_neurons import SkillNeurons
+from tlprune.outcome import Outcome
 from tlprune.skills.commands.flags import without
 from tlprune.skills.commands.study import SCORES, SkillStudy
 from tlprune.skills.probed import probed
@@ -43,8 +44,8 @@ Command = dataclasses.make_dataclass(
 Command.__doc__ = "Score every neuron by how well it alone tells the label, over the prompts of a folder."
 
 
-def probe(settings: Any) -> str:
-    """Score the neurons and write; what to print."""
+def probe(settings: Any) -> Outcome:
+    """Score the neurons and write; what to say."""
     what, method = settings.study, SkillNeurons(**vars(settings.settings))
     study = SkillStudy.open(what.folder, device=what.device)
     prompts = list(study.prompts.values())
@@ -54,4 +55,5 @@ def probe(settings: Any) -> str:
     found.save(what.folder / PREDICTIVITY)
     scores.save(what.folder / SCORES)
     told = write(what.out or what.folder, "probe", table, title=f"Neurons that tell the label of {study.task.name}")
-    return f"{table}\n\nwrote {SCORES} and {PREDICTIVITY} to {what.folder}/\n{told}"
+    text = f"{table}\n\nwrote {SCORES} and {PREDICTIVITY} to {what.folder}/\n{told}"
+    return Outcome(text, table.as_dict())

@@ -9,6 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from tlprune.finetuning.prompt_tuning import PromptTuning
+from tlprune.outcome import Outcome
 from tlprune.skills.commands.study import SkillStudy
 from tlprune.skills.pruning import skill_pruned
 
@@ -38,8 +39,8 @@ class Prune:
     device: str | None = None
 
 
-def prune(settings: Prune) -> str:
-    """Prune, measure and write; what to print."""
+def prune(settings: Prune) -> Outcome:
+    """Prune, measure and write; what to say."""
     study = SkillStudy.open(settings.folder, device=settings.device)
     out = settings.out or settings.folder / "pruned"
     if (out / "model").exists():
@@ -55,7 +56,7 @@ def prune(settings: Prune) -> str:
         rounds=settings.rounds,
     )
     found.save(out)
-    return f"{found}\n\nwrote the small model, its prompts and figures to {out}/"
+    return Outcome(f"{found}\n\nwrote the small model, its prompts and figures to {out}/", found.as_dict())
 
 
 def _tuning(study: SkillStudy, steps: int | None) -> PromptTuning:

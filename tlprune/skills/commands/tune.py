@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from tlprune.evaluation.table import aligned
 from tlprune.finetuning.prompt_tuning import PromptTuning
+from tlprune.outcome import Outcome
 from tlprune.skills.accuracy import correct
 from tlprune.skills.commands.flags import without
 from tlprune.skills.commands.study import SkillStudy
@@ -95,19 +96,21 @@ Command = dataclasses.make_dataclass(
 Command.__doc__ = "Tune a soft prompt for each seed, the model as it is. Run again to go on."
 
 
-def tune(settings: Any) -> str:
-    """Tune the prompts; what to print."""
+def tune(settings: Any) -> Outcome:
+    """Tune the prompts; what to say."""
     what, tuning = settings.study, PromptTuning(**vars(settings.settings))
     study = SkillStudy(what.out, what.told(tuning), what.device)
     study = SkillStudy(what.out, {**study.told, "fingerprint": study.task.fingerprint}, what.device)
     study.write()
-    rows = []
+    accuracies = {}
     for seed in what.seeds:
         one = dataclasses.replace(tuning, seed=seed)
         prompt = one.tune(study.model, study.task, folder=study.place(seed), watch=_watch(seed))
-        rows.append([f"seed {seed}", *(f"{100 * share:.1f} %" for share in _accuracies(study, prompt))])
+        accuracies[seed] = _accuracies(study, prompt)
+    rows = [[f"seed {seed}", *(f"{100 * share:.1f} %" for share in one.values())] for seed, one in accuracies.items()]
     table = "\n".join(aligned(["accuracy", "validation", "test"], rows))
-    return f"{table}\n\nwrote study.json and prompts to {what.out}/"
+    text = f"{table}\n\nwrote study.json and prompts to {what.out}/"
+    return Outcome(text, {"accuracy_by_seed": accuracies}, out=what.out)
 
 
 def _watch(seed: int) -> Callable[[dict[str, Any]], None]:
@@ -120,10 +123,13 @@ def _watch(seed: int) -> Callable[[dict[str, Any]], None]:
     return told
 
 
-def _accuracies(study: SkillStudy, prompt: Any) -> list[float]:
+def _accuracies(study: SkillStudy, prompt: Any) -> dict[str, float]:
     """On validation and test."""
-    splits = (study.task.discovery.validation(), study.task.test)
-    return [float(correct(study.model, batch, study.task.metrics, prompts=[prompt]).mean()) for batch in splits]
+    splits = {"validation": study.task.discovery.validation(), "test": study.task.test}
+    return {
+        name: float(correct(study.model, batch, study.task.metrics, prompts=[prompt]).mean())
+        for name, batch in splits.items()
+    }
 
 
 def _plain(value: Any) -> Any:

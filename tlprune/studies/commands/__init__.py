@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.ablate import Ablate, ablate
 from tlprune.studies.commands.accuracy import Accuracy, accuracy
 from tlprune.studies.commands.agreement import Agree, agree
@@ -14,9 +15,9 @@ from tlprune.studies.commands.prune import prune, settings_for
 from tlprune.studies.commands.shrink import Shrink, shrink
 from tlprune.studies.commands.size import Size, size
 
-# By name: what it does, its settings (or, of the words, which these are), and the function that does it and says what
-# to print.
-ACTIONS: dict[str, tuple[str, type | Callable[[Sequence[str]], type], Callable[[Any], str]]] = {
+# By name: what it does, its settings (or, of the words, which these are), and the function that does it and gives what
+# to say.
+ACTIONS: dict[str, tuple[str, type | Callable[[Sequence[str]], type], Callable[[Any], Outcome]]] = {
     "prune": ("find a subnetwork for each sparsity and seed", settings_for, prune),
     "accuracy": ("accuracy in the domain of the task, and out of it", Accuracy, accuracy),
     "heads": ("which heads and MLPs the subnetworks share, beside chance", Heads, heads),

@@ -10,6 +10,7 @@ import torch
 from tyro.conf import Positional
 
 from tlprune.circuit import Circuit
+from tlprune.outcome import Outcome
 from tlprune.studies.ablating import one_at_a_time
 from tlprune.studies.collection import Run
 from tlprune.studies.commands.measured_on import measured_on
@@ -56,8 +57,8 @@ class Ablate:
     device: str | None = None
 
 
-def ablate(settings: Ablate) -> str:
-    """Measure and write; what to print."""
+def ablate(settings: Ablate) -> Outcome:
+    """Measure and write; what to say."""
     study = Study.open(settings.folder, device=settings.device)
     circuits = _circuits(study, settings)
     if settings.include or settings.exclude:
@@ -65,7 +66,7 @@ def ablate(settings: Ablate) -> str:
     return _one_at_a_time(study, settings, circuits)
 
 
-def _one_at_a_time(study: Study, settings: Ablate, circuits: Mapping[Run, Circuit]) -> str:
+def _one_at_a_time(study: Study, settings: Ablate, circuits: Mapping[Run, Circuit]) -> Outcome:
     if len(circuits) > 1:
         raise ValueError(
             f"One at a time go the units of one subnetwork but there are {'; '.join(map(str, circuits))}. Say which "
@@ -84,10 +85,11 @@ def _one_at_a_time(study: Study, settings: Ablate, circuits: Mapping[Run, Circui
     )
     what = "full" if run == FULL else f"{run.sparsity:g}" + ("" if run.seed is None else f"-{run.seed}")
     title = f"{'Full model' if run == FULL else run} of {settings.folder}"
-    return f"{found}\n{write(settings.out or settings.folder, f'ablation-{what}', found, title=title)}"
+    wrote = write(settings.out or settings.folder, f"ablation-{what}", found, title=title)
+    return Outcome(f"{found}\n{wrote}", found.as_dict())
 
 
-def _forcing(study: Study, settings: Ablate, circuits: Mapping[Run, Circuit]) -> str:
+def _forcing(study: Study, settings: Ablate, circuits: Mapping[Run, Circuit]) -> Outcome:
     found = forcing(
         study.model,
         circuits,
@@ -100,7 +102,8 @@ def _forcing(study: Study, settings: Ablate, circuits: Mapping[Run, Circuit]) ->
         tell=print,
     )
     title = f"Units forced in subnetworks of {settings.folder}"
-    return f"{found}\n{write(settings.out or settings.folder, 'forcing', found, title=title)}"
+    wrote = write(settings.out or settings.folder, "forcing", found, title=title)
+    return Outcome(f"{found}\n{wrote}", found.as_dict())
 
 
 def _circuits(study: Study, settings: Ablate) -> dict[Run, Circuit]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.measured_on import measured_on, seen_in_pruning
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
@@ -39,8 +40,8 @@ class Accuracy:
     device: str | None = None
 
 
-def accuracy(settings: Accuracy) -> str:
-    """Measure, write accuracy.json and accuracy.html; what to print."""
+def accuracy(settings: Accuracy) -> Outcome:
+    """Measure, write accuracy.json and accuracy.html; what to say."""
     study = Study.open(settings.folder, device=settings.device)
     names = (study.told["task"], *settings.tasks)
     tasks = measured_on(study, names, test_count=settings.test_count, classes=settings.classes)
@@ -56,7 +57,7 @@ def accuracy(settings: Accuracy) -> str:
     folder, title = settings.out or settings.folder, f"Accuracy of {settings.folder}"
     wrote = write(folder, "accuracy", found, title=title, more=_plots(found))
     seen = [_seen(name, count) for name, task in tasks.items() if (count := seen_in_pruning(study, task))]
-    return "\n".join(["", str(found), "", *seen, wrote])
+    return Outcome("\n".join(["", str(found), "", *seen, wrote]), found.as_dict())
 
 
 def _plots(found: Domains) -> list[Callable[[], Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tlprune.outcome import Outcome
 from tlprune.studies.agreement import agreement
 from tlprune.studies.commands.asking import asked
 from tlprune.studies.commands.study import Study
@@ -34,9 +35,9 @@ class Agree:
     device: str | None = None
 
 
-def agree(settings: Agree) -> str:
-    """Measure and write; what to print."""
+def agree(settings: Agree) -> Outcome:
+    """Measure and write; what to say."""
     study = Study.open(settings.folder, device=settings.device)
     found = agreement(asked(study, settings.tasks, test_count=settings.test_count, batch_size=settings.batch_size))
     wrote = write(settings.out or settings.folder, "agreement", found, title=f"Agreement in {settings.folder}")
-    return f"{found}\n{wrote}"
+    return Outcome(f"{found}\n{wrote}", found.as_dict())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.measured_on import measured_on
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
@@ -35,8 +36,8 @@ class Compare:
     device: str | None = None
 
 
-def compare(settings: Compare) -> str:
-    """Compare the studies and write what was found; what to print."""
+def compare(settings: Compare) -> Outcome:
+    """Compare the studies and write what was found; what to say."""
     studies = {folder.resolve().name: Study.open(folder, device=settings.device) for folder in settings.folders}
     _check(settings, studies)
     first = next(iter(studies.values()))
@@ -50,7 +51,8 @@ def compare(settings: Compare) -> str:
         tell=print,
     )
     title = f"{' and '.join(studies)} at equal sparsity"
-    return f"{found}\n{write(settings.out or first.folder, 'comparison', found, title=title)}"
+    wrote = write(settings.out or first.folder, "comparison", found, title=title)
+    return Outcome(f"{found}\n{wrote}", found.as_dict())
 
 
 def _check(settings: Compare, studies: dict[str, Study]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
 from tlprune.studies.core import core
@@ -25,8 +26,8 @@ class Heads:
     out: Path | None = None
 
 
-def heads(settings: Heads) -> str:
-    """Find the core and write it; what to print."""
+def heads(settings: Heads) -> Outcome:
+    """Find the core and write it; what to say."""
     found = core(Study.open(settings.folder).subnetworks)
     wrote = write(settings.out or settings.folder, "core", found, title=f"Core of {settings.folder}")
-    return f"{found}\n{wrote}"
+    return Outcome(f"{found}\n{wrote}", found.as_dict())

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from tlprune.choices import choice, value_of
 from tlprune.evaluation.overlap import stability
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.methods import NODE_METHODS, flags_of, method_of, told_of
 from tlprune.studies.commands.study import Study
 from tlprune.studies.searching import SEEDS, subnetworks
@@ -67,8 +68,8 @@ def settings_for(words: Sequence[str]) -> type:
     return command
 
 
-def prune(settings: Any) -> str:
-    """Find the subnetworks; what to print."""
+def prune(settings: Any) -> Outcome:
+    """Find the subnetworks; what to say."""
     what = settings.study
     method = method_of(NODE_METHODS[what.method], settings.settings)
     study = Study(what.out, what.told(method), what.device)
@@ -84,10 +85,13 @@ def prune(settings: Any) -> str:
         tell=print,
         progress=sys.stderr.isatty(),
     )
-    lines = []
+    lines, figures = [], []
     for sparsity in found.sparsities:
         among = found.at(sparsity)
+        agreeing = stability(list(among.values()), chance="uniform") if len(among) > 1 else None
         lines.append(f"{100 * sparsity:g}% removed, {len(among)} subnetworks: {len(among.core())} in all of them")
-        if len(among) > 1:
-            lines.append(str(stability(list(among.values()), chance="uniform")))
-    return "\n".join([*lines, f"wrote circuits, records and means to {what.out}/"])
+        lines += [] if agreeing is None else [str(agreeing)]
+        counts = {"sparsity": sparsity, "subnetworks": len(among), "in_all": len(among.core())}
+        figures.append({**counts, "stability": None if agreeing is None else agreeing.as_dict()})
+    text = "\n".join([*lines, f"wrote circuits, records and means to {what.out}/"])
+    return Outcome(text, {"sparsities": figures}, out=what.out)

@@ -13,6 +13,7 @@ from tlprune.masking.masked import Masked
 from tlprune.models.shrinking import shrink as shrunk
 from tlprune.models.shrunk_files import load_shrunk
 from tlprune.models.tokenizers import tokenizer_in
+from tlprune.outcome import Outcome
 from tlprune.studies.collection import Run
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
@@ -44,8 +45,8 @@ class Shrink:
     device: str | None = None
 
 
-def shrink(settings: Shrink) -> str:
-    """Write the model; what to print."""
+def shrink(settings: Shrink) -> Outcome:
+    """Write the model; what to say."""
     study = Study.open(settings.folder, device=settings.device)
     circuit = _subnetwork(study, settings)
     masked = Masked(study.model, circuit, study.means)
@@ -54,7 +55,8 @@ def shrink(settings: Shrink) -> str:
     test = next(study.task.test.split(settings.examples))
     found = shrinkage(masked, small, test, rounds=ROUNDS if settings.measure else 0)
     wrote = write(settings.out, "shrinkage", found, title=f"Parameters of {settings.out}")
-    return f"{circuit}\n{found}\nwrote {type(small).__name__} and its tokenizer to {settings.out}/\n{wrote}"
+    lines = [str(circuit), str(found), f"wrote {type(small).__name__} and its tokenizer to {settings.out}/", wrote]
+    return Outcome("\n".join(lines), found.as_dict())
 
 
 def _subnetwork(study: Study, settings: Shrink) -> Circuit:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.asking import asked
 from tlprune.studies.commands.study import Study
 from tlprune.studies.commands.writing import write
@@ -45,8 +46,8 @@ class Size:
     device: str | None = None
 
 
-def size(settings: Size) -> str:
-    """Measure and write; what to print."""
+def size(settings: Size) -> Outcome:
+    """Measure and write; what to say."""
     steps = _steps([Study.open(folder) for folder in settings.folders], settings.steps)
     found, inside = {}, []
     for step, folder in zip(steps, settings.folders, strict=True):
@@ -57,7 +58,8 @@ def size(settings: Size) -> str:
     options = {"in_domain": [one.task for one in inside], "subcases": settings.subcases, "margin": settings.margin}
     sizes = effective_sizes(found, **options)
     out = settings.out or settings.folders[0]
-    return f"{sizes}\n{write(out, 'size', sizes, title=f'Effective size of {len(steps)} checkpoints')}"
+    wrote = write(out, "size", sizes, title=f"Effective size of {len(steps)} checkpoints")
+    return Outcome(f"{sizes}\n{wrote}", sizes.as_dict())
 
 
 def _asked(study: Study, tasks: tuple[str, ...], settings: Size) -> list[Predictions]:

@@ -17,6 +17,7 @@ from tlprune.files import write_whole
 from tlprune.methods import METHODS
 from tlprune.methods.paper_recipes import recipes
 from tlprune.models.load import load
+from tlprune.outcome import Outcome
 from tlprune.studies.commands.writing import write
 from tlprune.studies.sweeping import sweep
 from tlprune.tasks import task_builder
@@ -90,8 +91,8 @@ def _flags_of(default: Any) -> type:
     return made
 
 
-def run_sweep(settings: Any) -> str:
-    """Find and measure the circuits, write the table and the chart; what to print."""
+def run_sweep(settings: Any) -> Outcome:
+    """Find and measure the circuits, write the table and the chart; what to say."""
     what, recipe = settings.what, settings.what.recipe_of and recipes[settings.what.recipe_of]
     model = load(what.model, device=what.device)
     task = task_builder(what.task)(model, seed=what.task_seed)
@@ -113,4 +114,8 @@ def run_sweep(settings: Any) -> str:
     write_whole(what.out / "table.txt", f"{found}\n")
     write_whole(what.out / "table.csv", found.csv())
     said = write(what.out, "sweep", found, title=f"{task.name} in {what.model}", more=[lambda: found.plot("kl")])
-    return f"{found}\n\n{said}, and table.txt, table.csv and a folder for each target and seed"
+    text = f"{found}\n\n{said}, and table.txt, table.csv and a folder for each target and seed"
+    return Outcome(text, found.as_dict(), out=what.out)
+
+
+ACTIONS = {"": ("a circuit for each size and seed", settings_for, run_sweep)}

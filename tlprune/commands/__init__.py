@@ -1,0 +1,1 @@
+"""What the command line is made of: its commands, their words and settings, and what a shell completes."""
