@@ -19,6 +19,7 @@ from tlprune.backends import backend_of
 from tlprune.learning import room
 from tlprune.learning.dry_run import DryRun, outlined
 from tlprune.learning.estimate import estimate_of_run
+from tlprune.learning.layout import Layout
 from tlprune.learning.memory import PARTS
 from tlprune.learning.objectives import faithful
 from tlprune.learning.optimiser import Optimiser
@@ -211,19 +212,32 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert found.largest_batch(found.total) == 4
 
 
+def begun(model: Any, discovery: Discovery, **options: Any) -> Any:
+    return tp.steps(tp.Masked(model, tp.Masks(tp.edges(model))), discovery, batch_size=9, **options)
+
+
+def test_a_run_that_does_not_fit_whole_is_run_in_pieces_that_do() -> None:
+    model, discovery = MODELS["gpt2"](), discovery_of(12, 6)
+    masked = tp.Masked(model, tp.Masks(tp.edges(model)))
+    in_fours = estimate_of_run(masked, discovery, plan_of(masked, 9), Layout(micro_batch=4))
+    few, whole = begun(model, discovery, memory=in_fours.beside_weights), begun(model, discovery, memory=math.inf)
+    assert (few.training.layout.micro_batch, whole.training.layout.micro_batch) == (4, None)
+    for own, expected in zip((next(few), next(few)), (next(whole), next(whole)), strict=True):
+        assert own.sampled == pytest.approx(expected.sampled, rel=1e-5)
+    assert torch.allclose(few.training.masks.log_alpha, whole.training.masks.log_alpha, atol=1e-5)
+
+
 def test_a_run_that_cannot_fit_is_refused_and_told_what_would() -> None:
     model, discovery = MODELS["gpt2"](), discovery_of(12, 6)
-
-    def begin(batch_size: int, memory: float) -> Any:
-        return tp.steps(tp.Masked(model, tp.Masks(tp.edges(model))), discovery, batch_size=batch_size, memory=memory)
-
-    needed = estimate_of_run(masked := tp.Masked(model, tp.Masks(tp.edges(model))), discovery, plan_of(masked, 4))
-    begin(4, needed.beside_weights)
-    with pytest.raises(ValueError, match=r"needs about .* are free on cpu. What would fit: batch_size=4\."):
-        begin(9, needed.beside_weights)
-    with pytest.raises(ValueError, match="shorter prompts, a model in bfloat16"):
-        begin(9, 1000)
-    begin(9, math.inf)
+    masked = tp.Masked(model, tp.Masks(tp.edges(model)))
+    room = estimate_of_run(masked, discovery, plan_of(masked, 9), Layout(micro_batch=4)).beside_weights
+    begun(model, discovery, memory=room, micro_batch=4)
+    with pytest.raises(
+        ValueError, match=r"9 x 6 tokens, 5 at once, needs more than .* What would fit: micro_batch=4\."
+    ):
+        begun(model, discovery, memory=room, micro_batch=5)
+    with pytest.raises(ValueError, match="even one at a time, needs more than"):
+        begun(model, discovery, memory=1000)
 
 
 def test_a_batch_of_all_examples_is_the_largest() -> None:
@@ -317,6 +331,8 @@ def test_sizes_below_one_are_refused() -> None:
     model = MODELS["gpt2"]()
     with pytest.raises(ValueError, match="at least 1 for length but got 0"):
         tp.estimate(model, tp.edges(model), batch=1, length=0)
+    with pytest.raises(ValueError, match="have 17 tokens and it reads 16 at most"):
+        tp.estimate(model, tp.edges(model), batch=1, length=17)
     with pytest.raises(ValueError, match="configuration of a model but got int"):
         outline(3)
 

@@ -34,7 +34,8 @@ class Run:
         device: where to compute, such as cpu or cuda; by default a GPU if there is one.
         ablation: what replaces what is removed, resample or zero; by default the task's: zero for compiled
             programs such as reverse, else the method's, mostly resample.
-        micro_batch: of methods that train masks: examples that are run at once, at most; less memory, the same result.
+        micro_batch: of methods that train masks: examples run at once, at most, for the same result; by default as many
+            as fit into memory.
     """
 
     model: str | None = None

@@ -65,7 +65,8 @@ def estimate(
         answers: answer positions per prompt.
 
     Raises:
-        ValueError: a size is less than 1, or the sites need prompts whose spans are known.
+        ValueError: a size is less than 1, prompts are longer than the model reads, or the sites need prompts whose
+            spans are known.
 
     Example:
         >>> import tlprune as tp
@@ -80,6 +81,11 @@ def estimate(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"An estimate needs at least 1 for {name} but got {size}. Give the size of the real run.")
+    if (most := getattr(model.cfg, "n_ctx", length)) < length:
+        raise ValueError(
+            f"An estimate needs prompts that the model can read, but they have {length} tokens and it reads {most:,} "
+            "at most. Give the length of the real run."
+        )
     with DryRun() as run, run.doubting():
         masks = sites if isinstance(sites, Masks) else Masks(sites)
         masked = Masked(_in_type(outlined_model(model), dtype), masks, ablation)

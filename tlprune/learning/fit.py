@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tlprune.learning.objectives import Objective, Sum, faithful
 from tlprune.learning.optimiser import Optimiser
 from tlprune.learning.records import Step
 from tlprune.learning.reports import Report, metrics_file
-from tlprune.learning.room import check_room, told
+from tlprune.learning.room import fitting, told
 from tlprune.learning.settings import differences, settings_of
 from tlprune.learning.training import Plan, Training
 from tlprune.masking.masked import Masked
@@ -76,15 +77,16 @@ def steps(  # noqa: PLR0913
         checkpoint_every: steps between checkpoints, so the most that a killed process loses; the end is always kept.
         memory: bytes that the run may take beside the model's weights; by default what is free on the model's device.
             ``math.inf``: look at nothing beforehand.
-        micro_batch: examples that a process runs at once, at most. Gradients of the pieces of a batch are added up, so
-            the result is that of the whole batch up to rounding, and memory that of a piece.
+        micro_batch: examples that a process runs at once, at most; by default as many as fit into its memory. Gradients
+            of the pieces of a batch are added up, so the result is that of the whole batch up to rounding, and memory
+            that of a piece.
         seed: of mask samples and example order.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the masks are left as before that step.
-        ValueError: the masks are not trainable, patience has nothing to measure, a step needs more memory than there is
-            (:func:`tlprune.estimate`), the checkpoint cannot be written or is of another run, or processes that are to
-            share the run have different settings.
+        ValueError: the masks are not trainable, patience has nothing to measure, not even single examples fit into the
+            memory that there is (:func:`tlprune.estimate`) or not as many as ``micro_batch`` says, the checkpoint
+            cannot be written or is of another run, or processes that are to share the run have different settings.
     """
     if not isinstance(masked.masks, Masks):
         raise ValueError(
@@ -103,14 +105,23 @@ def steps(  # noqa: PLR0913
         patience=patience,
         seed=seed,
     )
-    layout = Layout(processes(), micro_batch)
-    training, best = Training(masked, masked.masks, discovery, plan, layout), Best(patience)
-    layout.processes.in_all(lambda: check_room(training, discovery, memory))
-    if layout.processes.count > 1:
+    training, best = _laid_out(masked, discovery, plan, Layout(processes(), micro_batch), memory), Best(patience)
+    if training.layout.processes.count > 1:
         _together(training, discovery)
     if checkpoint is None:
         return _Steps(training, best, lambda: None, checkpoint_every)
     return _Steps(training, best, _begun(Path(checkpoint), training, best, discovery), checkpoint_every)
+
+
+def _laid_out(masked: Masked, discovery: Discovery, plan: Plan, layout: Layout, memory: float | None) -> Training:
+    """The training, in pieces as large as the memory of every process allows."""
+    assert isinstance(masked.masks, Masks)
+    training, found = Training(masked, masked.masks, discovery, plan, layout), [0]
+    layout.processes.in_all(lambda: found.append(fitting(training, discovery, memory) or 0))
+    least = min((size for size in layout.processes.each(found[-1]) if size), default=None)
+    if least is None:
+        return training
+    return Training(masked, masked.masks, discovery, plan, replace(layout, micro_batch=least))
 
 
 def _together(training: Training, discovery: Discovery) -> None:
@@ -169,7 +180,8 @@ def fit(
     together = records.training.layout.processes
     progress = progress and together.first
     if progress and (found := told(records.training, discovery)) is not None:
-        tqdm.write(found.line, file=sys.stderr)
+        pieces = records.training.layout.micro_batch
+        tqdm.write(found.line + (f" {pieces:,} examples run at once." if pieces else ""), file=sys.stderr)
     bar = tqdm(records, total=plan.steps, initial=done, disable=not progress, unit="step")
     with ExitStack() as closing:
         write = together.in_first(lambda: closing.enter_context(metrics_file(metrics, done=done)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,23 +42,40 @@ def _of_group() -> list[int]:
     return [int(limit.read_text()) - int(used.read_text())]
 
 
-def check_room(training: Training, discovery: Discovery, memory: float | None = None) -> None:
-    """Raise a ValueError if a run cannot fit.
+def fitting(training: Training, discovery: Discovery, memory: float | None = None) -> int | None:
+    """How many examples of a run are to be run at once so that it fits; ``None`` for as many as the run has it.
 
-    Nothing is refused where the free memory or the need is not known: on other devices than GPUs of NVIDIA and the CPU
-    of Linux, and with hooks of somebody's on the model, which a run without numbers would set off.
+    Nothing is changed or refused where the free memory or the need is not known: on other devices than GPUs of NVIDIA
+    and the CPU of Linux, and with hooks of somebody's on the model, which a run without numbers would set off.
 
     Args:
         training: the run, before its first step.
         discovery: its examples.
         memory: bytes that it may take beside the model's weights; by default what is free.
+
+    Raises:
+        ValueError: the number was given and is too large, or not even single examples fit.
     """
     free = free_memory(training.masked.backend.device) if memory is None else memory
     if free is None or at_most(training) <= free:
-        return
+        return None
     found = told(training, discovery)
-    if found is not None and found.beside_weights > free:
-        raise ValueError(_too_much(found, free, training))
+    if found is None or found.beside_weights <= free:
+        return None
+    largest = _in_pieces(found, training, discovery).largest_batch(free + found.weights)
+    if largest and training.layout.micro_batch is None:
+        return largest
+    raise ValueError(_too_much(found, free, training, largest))
+
+
+def _in_pieces(found: Estimate, training: Training, discovery: Discovery) -> Estimate:
+    """What a run takes by how many examples it runs at once; what it takes with all is known."""
+
+    def again(size: int) -> Estimate:
+        layout = replace(training.layout, micro_batch=size)
+        return replace(estimate_of_run(training.masked, discovery, training.plan, layout), batch=size)
+
+    return replace(found, batch=training.layout.micro_batch or found.batch, again=again)
 
 
 def told(training: Training, discovery: Discovery) -> Estimate | None:
@@ -70,13 +88,13 @@ def told(training: Training, discovery: Discovery) -> Estimate | None:
         return None
 
 
-def _too_much(found: Estimate, free: float, training: Training) -> str:
-    largest = found.largest_batch(free + found.weights)
-    advice = f"batch_size={largest}" if largest else "shorter prompts, a model in bfloat16, or a larger device"
-    device = training.masked.backend.device
+def _too_much(found: Estimate, free: float, training: Training, largest: int) -> str:
+    advice = f"micro_batch={largest}" if largest else "shorter prompts, a model in bfloat16, or a larger device"
+    device, at_once = training.masked.backend.device, training.layout.micro_batch or 1
+    pieces = f", {at_once:,} at once," if largest else ", even one at a time,"
     return (
-        f"A training step of {found.batch:,} x {found.length:,} tokens needs about {shown(found.beside_weights)} "
-        f"beside the model's weights, but {shown(free)} are free on {device}. What would fit: {advice}.\n{found}"
+        f"A training step of {found.batch:,} x {found.length:,} tokens{pieces} needs more than the {shown(free)} that "
+        f"are free on {device}. What would fit: {advice}. Of all at once:\n{found}"
     )
 
 

@@ -89,7 +89,8 @@ class MaskTraining(ABC):
                 trained in place, with the masks.
             metrics: a file for one JSON record per step.
             checkpoint: a file for the state of training, from which a run that was stopped goes on.
-            micro_batch: examples that are run at once, at most: less memory for the same result.
+            micro_batch: examples that are run at once, at most, for the same result; by default as many as fit into
+                memory.
             progress: whether to show a progress bar.
 
         Raises:
