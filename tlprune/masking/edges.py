@@ -244,7 +244,7 @@ class EdgeCall:
         return alone and not bool(base.any())
 
     def check_complete(self) -> None:
-        """Raise unless every writer wrote and every reader read exactly once; behind the run, without its hooks."""
+        """Raise unless every writer wrote and every reader read exactly once."""
         writers = len(self.graph.writers) + self.play.always
         if self.reads != len(self.graph.readers) or self.writes != writers:
             raise RuntimeError(
@@ -252,7 +252,6 @@ class EdgeCall:
                 f"writers were met during the run, so a hook did not fire. "
                 "Is part of the model skipped or replaced?"
             )
-        self.recomputing.try_out()
 
 
 def _hard(mask: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from tlprune.backends.activations import ROUNDING, Backend, Edits, autocast_dtype
 from tlprune.masking.beside import Mlps
+from tlprune.task import Tokens
 
 ALIVE = 5  # tensors of an MLP's width that autograd keeps of one MLP: gelu_new of parts has 8, a gated one 4
 MOST_ALIVE = 1 << 28  # bytes of them that are not worth a second forward
@@ -46,43 +47,38 @@ class Recomputing:
         self.backend = backend
         self.inputs: dict[int, Tensor] = {}
         wanted = mlps == "recomputed" or (mlps == "auto" and alive(backend, tokens) > MOST_ALIVE)
-        layers = range(backend.architecture.n_layers) if wanted and backend.architecture.has_mlp else ()
+        able = wanted and backend.architecture.has_mlp and torch.is_grad_enabled()
+        layers = range(backend.architecture.n_layers) if able else ()
         edited = {layer for kind, layer in edits if kind in INSIDE}
-        in_turn = _IN_TURN.get(backend.model)
-        able = [] if in_turn is False else sorted(set(layers) - edited)
-        bare = [layer for layer in able if is_bare(backend.mlp_modules(layer))]
-        self.untried = in_turn is None
-        self.layers = set(bare[:1] if self.untried else bare)
-        self.seen: tuple[Tensor, Tensor] | None = None
+        bare = {layer for layer in layers if layer not in edited and is_bare(backend.mlp_modules(layer))}
+        self.layers = bare if bare and _in_turn(backend) else set()
 
     def reads(self, layer: int, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
         """What the model's MLP is given: without a gradient, if it is computed again."""
-        if layer not in self.layers or not (stream.requires_grad or self.untried):
+        if layer not in self.layers or not stream.requires_grad:
             return stream
         self.inputs[layer] = stream
-        return stream if self.untried else stream.detach()
+        return stream.detach()
 
     def writes(self, layer: int, output: Float[Tensor, "example pos d_model"]) -> Tensor:
         """What the MLP gave, with its gradient."""
         stream = self.inputs.pop(layer, None)
         if stream is None:
             return output
-        if self.untried:
-            self.seen = stream.detach(), output.detach()
-            return output
         modules = self.backend.mlp_modules(layer)
         return Recomputed.apply(stream, output, modules, *_tensors(modules))
 
-    @torch.no_grad()
-    def try_out(self) -> None:
-        """Behind the first run of a model, which keeps all: see whether its MLPs are what their modules do in turn."""
-        if self.seen is None:
-            return
-        stream, output = self.seen
-        (layer,) = self.layers
-        error = (_through(self.backend.mlp_modules(layer), stream) - output).abs().max()
-        allowed = ROUNDING[self.backend.precision] * output.abs().max().clamp(min=1)
-        _IN_TURN[self.backend.model] = bool(error <= allowed)
+
+@torch.no_grad()
+def _in_turn(backend: Backend) -> bool:
+    """Whether an MLP is what its modules do one after the other; tried on one token, once for each model."""
+    if backend.model not in _IN_TURN:
+        seen = backend.observe(Tokens(torch.zeros(1, 1, dtype=torch.long, device=backend.device)))
+        output = seen.mlps[0]
+        error = (_through(backend.mlp_modules(0), seen.streams[1]) - output).abs().max()
+        allowed = ROUNDING[backend.precision] * output.abs().max().clamp(min=1)
+        _IN_TURN[backend.model] = bool(error <= allowed)
+    return _IN_TURN[backend.model]
 
 
 def alive(backend: Backend, tokens: int) -> int:
