@@ -5,8 +5,9 @@
 On a GPU where there is one, else on the CPU. Random weights, behind a TransformerBridge. A step is a training step as a
 user takes it, with replacements and predictions cached; the plain step is forward and backward to the embedding's
 output with frozen weights. Times are medians of steps that take turns: seconds of the process on a CPU, of the clock on
-a GPU. Memory is what three steps need beside the model: on a CPU the most that was resident, in a process for each; on
-a GPU what PyTorch allocated.
+a GPU. Memory is what three steps need beside the model: on a CPU the most that was resident, in a process for each,
+which has what C's allocator keeps, and the bytes of tensors alone, which tp.estimate tells; on a GPU what PyTorch
+allocated.
 
 ``gpt2``: time and memory of a step over the plain step, at GPT-2 small's shape; on a GPU in bfloat16 too. ``--size
 paper``: 32 prompts of 64 tokens, as the paper has them, which is the default on a GPU; ``small``: 8 of 32, the default
@@ -35,7 +36,7 @@ import torch
 import tyro
 
 import tlprune as tp
-from benchmarks.shaped import Case, peak_of, resident_peak, seconds_of
+from benchmarks.shaped import Case, peaks_here, peaks_of, seconds_of
 
 Part = Literal["gpt2", "llama", "growth", "sparse"]
 Size = Literal["paper", "small", "tiny"]
@@ -77,7 +78,7 @@ class Settings:
 def main() -> None:
     settings = tyro.cli(Settings)
     if settings.only:
-        print(resident_peak(Case(**json.loads(settings.only))))
+        print(json.dumps(peaks_here(Case(**json.loads(settings.only)))))
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = settings.size or ("small" if device == "cpu" else "paper")
@@ -114,10 +115,10 @@ class Run:
 
     def memory(self, case: Case) -> Result:
         """Bytes beside the model, and what tp.estimate says."""
-        found: Result = {"bytes": peak_of(case, self.device)}
+        found: Result = dict(peaks_of(case, self.device))
         if case.kind == "edges":
             found["predicted"] = case.estimate().beside_weights
-            found["predicted_over_measured"] = round(found["predicted"] / max(1, found["bytes"]), 3)
+            found["predicted_over_measured"] = round(found["predicted"] / max(1, found["tensors"]), 3)
         return found
 
 
@@ -131,7 +132,9 @@ def gpt2(run: Run) -> Result:
     for dtype in ("float32", "bfloat16") if run.device == "cuda" else ("float32",):
         edges = run.shape(replace(GPT2, batch=batch, tokens=tokens, dtype=dtype))
         found = run.measured({"plain": replace(edges, kind="plain"), "edges": edges})
-        ratios = {what: found["edges"][what] / max(1e-9, found["plain"][what]) for what in ("seconds", "bytes")}
+        ratios = {
+            what: found["edges"][what] / max(1e-9, found["plain"][what]) for what in ("seconds", "bytes", "tensors")
+        }
         result[dtype] = {"batch": edges.batch, "tokens": edges.tokens, **found, "ratios": ratios}
     return result
 
@@ -166,7 +169,7 @@ def growth(run: Run) -> Result:
         rows = [{axis: value, **found[str(value)], "operations": cases[str(value)].operations()} for value in values]
         fitted = {
             what: exponent(values, [row[what] for row in rows])
-            for what in ("seconds", "operations", "bytes", "predicted")
+            for what in ("seconds", "operations", "tensors", "predicted")
         }
         result[axis] = {"rows": rows, "exponents": fitted}
     return result
@@ -210,7 +213,8 @@ def tables(result: Result) -> str:
         lines += [f"\nGPT-2 small, {found['batch']} x {found['tokens']} tokens, {dtype}"]
         lines += [_line(name, found[name]) for name in ("plain", "edges")]
         time, memory = found["ratios"]["seconds"], found["ratios"]["bytes"]
-        lines.append(f"edges over plain: {time:.2f} times the time, {memory:.2f} times the memory")
+        tensors = found["ratios"]["tensors"]
+        lines.append(f"edges over plain: {time:.2f} times the time, {memory:.2f} the memory, {tensors:.2f} of tensors")
     for name, found in result.get("llama", {}).items():
         lines += [f"\n{name}", *(_line(name, found) if "bytes" in found else _parts(found)).splitlines()]
     for axis, found in result.get("growth", {}).items():
@@ -222,8 +226,9 @@ def tables(result: Result) -> str:
 
 
 def _line(name: str, found: Result) -> str:
-    told = f", {found['predicted_over_measured']:.2f} of it predicted" if "predicted" in found else ""
-    return f"  {name:<18}{found['seconds']:>10.4f} s{found['bytes'] / 2**20:>12,.1f} MiB{told}"
+    told = f", {found['predicted_over_measured']:.3f} of it predicted" if "predicted" in found else ""
+    tensors = f"{found['tensors'] / 2**20:>12,.1f} MiB of tensors"
+    return f"  {name:<18}{found['seconds']:>10.4f} s{found['bytes'] / 2**20:>12,.1f} MiB{tensors}{told}"
 
 
 def _parts(found: Result) -> str:
@@ -237,7 +242,7 @@ def draw(found: Result, path: Path) -> None:
     from tlprune.drawing.charts import TEMPLATE, plotly, write_page
 
     shapes, pages = plotly(), []
-    for what, unit, told in (("seconds", "s per step", "operations"), ("bytes", "bytes", "predicted")):
+    for what, unit, told in (("seconds", "s per step", "operations"), ("tensors", "bytes", "predicted")):
         figure = shapes.Figure()
         for axis, one in found.items():
             values = [row[axis] for row in one["rows"]]

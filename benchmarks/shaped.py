@@ -19,6 +19,7 @@ from benchmarks.speed import memory_status
 from benchmarks.training import Work
 from tlprune.backends import backend_of
 from tlprune.graph import Graph
+from tlprune.learning.dry_run import Counted
 from tlprune.task import Batch, Stream, Task, Tokenisation, Tokens
 
 
@@ -164,28 +165,37 @@ def _seconds(work: Work, device: str) -> float:
     return time.perf_counter() - start
 
 
-def peak_of(case: Case, device: str) -> int:
-    """Bytes that three steps need beside the model; on a CPU in a process of their own."""
+def peaks_of(case: Case, device: str) -> dict[str, int]:
+    """Bytes that three steps need beside the model; on a CPU in a process of their own, and those of tensors alone."""
     if device == "cpu":
         command = [sys.executable, "-m", "benchmarks.scale", "--only", json.dumps(asdict(case))]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     torch.cuda.empty_cache()
     model = case.model(device)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     _three(case, model)
-    return torch.cuda.max_memory_allocated() - before
+    peak = torch.cuda.max_memory_allocated() - before
+    return {"bytes": peak, "tensors": peak}
 
 
-def resident_peak(case: Case) -> int:
-    """The same of this process: the most that was resident, less what was before, libraries warm."""
+def peaks_here(case: Case) -> dict[str, int]:
+    """Bytes of this process: the most that was resident, less what was before, libraries warm; and those of tensors.
+
+    The first has what C's allocator keeps of what was given back, too.
+    """
     few = replace(case, layers=1, heads=1, width=8, neurons=8, vocabulary=9, batch=1, tokens=4, in_play=1.0)
     _three(few, few.model("cpu"))
     model = case.model("cpu")
     Path("/proc/self/clear_refs").write_text("5")  # forget the high water of loading
     before = memory_status("VmRSS")
     _three(case, model)
-    return memory_status("VmHWM") - before
+    resident = memory_status("VmHWM") - before
+    with Counted() as counted:
+        counted.begin(without=[*model.parameters(), *model.buffers()])
+        _three(case, model)
+        counted.look()
+    return {"bytes": resident, "tensors": counted.most}
 
 
 def _three(case: Case, model: Any) -> None:

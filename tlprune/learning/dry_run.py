@@ -71,28 +71,20 @@ class _Outlining(TorchFunctionMode):
         return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
 
-class DryRun(TorchDispatchMode):
-    """While it lasts, operations give tensors without memory; it counts what these would take.
+class Counted(TorchDispatchMode):
+    """While it lasts, the bytes of tensors that are made are counted, for as long as somebody holds them.
 
     Attributes:
-        truth: what a question to a tensor without numbers is answered with, such as whether any of them is not 0.
-        most: the most bytes that tensors made meanwhile would take at one time.
+        most: the most bytes that tensors made meanwhile took at one time.
         at_most: these tensors by number, each with its bytes and whether it was made in a backward pass.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.truth, self.most, self.now, self.made = True, 0, 0, 0
+        self.most, self.now, self.made = 0, 0, 0
         self.alive: dict[int, tuple[int, bool]] = {}
         self.at_most: dict[int, tuple[int, bool]] = {}
         self.numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    @contextmanager
-    def doubting(self) -> Iterator[None]:
-        """While it lasts, such questions are answered with no."""
-        self.truth = False
-        yield
-        self.truth = True
 
     def begin(self, *, without: Iterable[Tensor]) -> None:
         """Count from here on, and do not count these tensors."""
@@ -132,6 +124,28 @@ class DryRun(TorchDispatchMode):
         """Note what is there, if it is the most so far."""
         if self.now > self.most:
             self.most, self.at_most = self.now, dict(self.alive)
+
+    def _result(self, function: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        return function(*args, **kwargs)
+
+
+class DryRun(Counted):
+    """While it lasts, operations give tensors without memory; it counts what these would take.
+
+    Attributes:
+        truth: what a question to a tensor without numbers is answered with, such as whether any of them is not 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.truth = True
+
+    @contextmanager
+    def doubting(self) -> Iterator[None]:
+        """While it lasts, such questions are answered with no."""
+        self.truth = False
+        yield
+        self.truth = True
 
     def _result(self, function: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         packet = function.overloadpacket
