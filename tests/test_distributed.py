@@ -114,7 +114,7 @@ def test_discover_in_two_processes_finds_what_it_finds_in_one(commands: Any, tmp
     assert main([*PLANTED, "--out", str(tmp_path / "alone")]) == 0
     circuits = [tp.Circuit.load(path / "circuit.json") for path in (folder / "run", tmp_path / "alone")]
     assert circuits[0] == circuits[1]
-    assert sorted(path.name for path in (folder / "run").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (folder / "run").iterdir()) == sorted([*FILES, "run.yaml"])
     records = [
         [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (folder / "run", tmp_path / "alone")

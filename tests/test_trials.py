@@ -162,9 +162,10 @@ def test_mlps_that_no_attention_reads_are_run_at_the_answers_alone(hooked: bool)
     model = fresh("gpt2")
     shapes: dict[str, int] = {}
     for layer in range(3):
-        point = model.hook_dict[f"blocks.{layer}.mlp.hook_post"]
-        note = lambda module, inputs, output, layer=layer: shapes.update({f"m{layer}": output.shape[1]})  # noqa: E731
-        point.register_forward_hook(note)
+        own = model.blocks[layer].mlp.forward
+        model.blocks[layer].mlp.forward = lambda stream, layer=layer, own=own: (
+            shapes.update({f"m{layer}": stream.shape[1]}) or own(stream)
+        )
     if hooked:
         model.hook_dict["blocks.1.hook_mlp_out"].add_hook(lambda value, hook: 2 * value)
     metric = metric_of(model, batch_size=8)
