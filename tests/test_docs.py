@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+import tlprune
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/concepts.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -65,6 +67,42 @@ def test_links_lead_to_files(name: str) -> None:
     assert targets
     for target in targets:
         assert ((ROOT / name).parent / target).is_file(), target
+
+
+@pytest.fixture(scope="module")
+def api_pages() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))
+        return importlib.import_module("api_pages")
+
+
+def test_every_public_name_is_in_the_reference_once(api_pages: Any, tmp_path: Path) -> None:
+    api_pages.write(tmp_path)
+    pages = {path.stem: path.read_text() for path in tmp_path.glob("*.rst")}
+    entries = re.findall(r"^\.\. auto\w+:: tlprune\.(\w+)$", "\n".join(pages.values()), re.MULTILINE)
+    assert sorted(entries) == sorted(tlprune.__all__)
+    listed = re.findall(r"~tlprune\.(\w+)`", pages.pop("index"))
+    assert sorted(listed) == sorted(entries)
+    assert set(pages) == {theme.page for theme in api_pages.THEMES}
+    assert ".. autoclass:: tlprune.models.planted.Planted\n" in pages["models"]  # what tp.planted gives
+
+
+def test_a_public_name_without_a_page_and_a_page_without_names_are_errors(api_pages: Any) -> None:
+    theme = api_pages.Theme("models", "Models", "", ("models",))
+    deeper = api_pages.Theme("tracr", "Programs", "", ("models.tracr",))
+    homes = {"load": "models.load", "tracr": "models.tracr.program"}
+    assert api_pages.placed(homes, [theme, deeper]) == {"models": ["load"], "tracr": ["tracr"]}
+    with pytest.raises(ValueError, match=r"lost of tlprune\.modelsother has none"):
+        api_pages.placed({**homes, "lost": "modelsother"}, [theme])
+    with pytest.raises(ValueError, match=r"none: \['tracr'\]"):
+        api_pages.placed({"load": "models.load"}, [theme, deeper])
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```$", (ROOT / "docs/index.md").read_text(), re.MULTILINE | re.DOTALL)
+    listed = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert sorted(listed) == sorted(pages | {"api/index"})
 
 
 @pytest.fixture(scope="module")

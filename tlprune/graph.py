@@ -196,7 +196,7 @@ class Graph:
         return self.n_edges
 
     def as_dict(self) -> dict[str, Any]:
-        """Architecture and convention as plain data; :meth:`from_dict` is the way back."""
+        """Architecture and convention as plain data; ``from_dict`` is the way back."""
         return {
             "kind": self.kind,
             "architecture": asdict(self.architecture),

@@ -336,7 +336,7 @@ class Sites:
         raise ValueError(" ".join(failures) or f"There are no sites, so {name!r} is none.")
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """Plain data; :meth:`from_dict` is the way back."""
+        """Plain data; ``from_dict`` is the way back."""
         return [group.as_dict() for group in self.groups]
 
     @staticmethod

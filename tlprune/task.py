@@ -253,7 +253,7 @@ class Discovery:
 class Task:
     """Prompt pairs in named streams, each split into train, validation and test.
 
-    Methods receive :attr:`discovery`; :attr:`test` is for :func:`tlprune.evaluate` alone.
+    Methods receive ``discovery``; ``test`` is for :func:`tlprune.evaluate` alone.
 
     Attributes:
         name: short name, as the command line takes it.

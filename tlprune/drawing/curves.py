@@ -22,7 +22,7 @@ def draw_training(
     """The curves of a training: the objective, sampled and of the hard circuit, and how many sites are kept.
 
     Args:
-        records: the path of a ``metrics.jsonl``, or what :meth:`~tlprune.learning.records.Step.as_dict` gives.
+        records: the path of a ``metrics.jsonl``, or what ``as_dict()`` of each :class:`~tlprune.Step` gives.
         path: where to save the chart as well, ending in ``.html``, ``.svg`` or ``.png``.
         title: above it.
 

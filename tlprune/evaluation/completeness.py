@@ -104,7 +104,7 @@ def completeness(
         knockouts: how many random parts; each takes two runs over the examples.
         fraction: chance of each of the circuit's sites to be removed, in (0, 1]; 1 compares the empty circuit with
             the complement.
-        metric: any mean of :meth:`~tlprune.learning.metrics.Performance.per_example`, or one of the task's own.
+        metric: any mean of a :class:`~tlprune.learning.metrics.Performance`, or one of the task's own.
         ablation: what replaces removed sites; by default what did at discovery.
         seed: of the knockouts.
         batch_size: pairs of circuit and example per forward pass.

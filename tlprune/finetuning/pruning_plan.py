@@ -35,7 +35,7 @@ class PruningPlan:
         epochs: passes in each round, behind the cut; 0: none.
         begin: ``"rewound"``: each round is trained from the start's weights, bit for bit; ``"continued"``: from those
             that were scored.
-        task: as of :class:`~tlprune.finetuning.FineTune`; so are all others.
+        task: as of :class:`~tlprune.finetuning.plan.FineTune`; so are all others.
         data_dir: folder of its files.
         train: the part to train on.
         test: the part for the figures at the end of each round.

@@ -91,7 +91,7 @@ def from_mib(path: str | Path, model: Any) -> MibFile:
         model: the model that it is of, or MIB's name of it.
 
     Returns:
-        Circuit and scores on MIB's graph: one embedding node, k and v for each query head.
+        Circuit and scores on MIB's graph, which has one embedding node, and k and v for each query head.
 
     Raises:
         ValueError: the file is missing, cut, of another format, of a model of another shape, or of single neurons.

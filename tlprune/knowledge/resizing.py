@@ -118,7 +118,7 @@ def knowledge_sensitivity(
         seed: of what is left out and put in; of one seed each is part of every larger one.
 
     Raises:
-        ValueError: as :func:`resized` and :func:`tlprune.knowledge_figures`.
+        ValueError: as ``resized`` and :func:`tlprune.knowledge_figures`.
 
     Source: Bayazit et al., "Discovering Knowledge-Critical Subnetworks in Pretrained Language Models" (EMNLP 2024),
     section 5.

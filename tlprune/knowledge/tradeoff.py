@@ -81,7 +81,7 @@ def knowledge_tradeoff(
         model: the model; left as it was.
         task: as of :func:`tlprune.knowledge_figures`.
         method: all but its prices; the last price keeps its ratio to the first.
-        prices: values of :attr:`~tlprune.KnowledgeSubnetwork.price`, above 0.
+        prices: values of ``price`` of :class:`~tlprune.KnowledgeSubnetwork`, above 0.
         out: a folder for circuits and training records, in which a search that was stopped goes on.
         held_out: the split that is held out; ``"validation"`` to choose a price by.
         resamples: draws of the bootstrap.

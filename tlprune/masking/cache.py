@@ -86,7 +86,7 @@ class RunCache:
         return self.ablation.replaced(self.backend, batch.clean, batch.corrupt, self.wanted)
 
     def reference(self, batch: Batch) -> Float[Tensor, "example answer vocab"]:
-        """What the unmasked model says at the answer positions: :func:`reference_predictions`."""
+        """What the unmasked model says at the answer positions: ``reference_predictions``."""
         return self._predictions(self._said(batch))
 
     def references(self, batch: Batch) -> Callable[[Tensor, Tensor], Float[Tensor, "place 1 vocab"]]:

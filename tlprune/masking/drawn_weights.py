@@ -24,7 +24,7 @@ class DrawnWeights:
     """The masked matrices of one draw, for one run of the model.
 
     Args:
-        masks: over weights alone, with a gate that :func:`can_draw` knows.
+        masks: over weights alone, with a gate that ``can_draw`` knows.
         weights: the model's tensors by name.
         run: ``"kept"``: ``W m``; ``"complement"``: ``W (1 - m)``.
         generator: of the draw; it takes what ``masks.sample`` would.

@@ -126,7 +126,7 @@ class MeasuredMean:
 
     Attributes:
         activations: the means.
-        origin: what :meth:`Mean.as_dict` says, the model's fingerprint, and the hash of the soft prompt that was
+        origin: what :class:`Mean` says, the model's fingerprint, and the hash of the soft prompt that was
             attached, if one was.
     """
 

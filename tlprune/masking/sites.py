@@ -37,7 +37,7 @@ def edges(
         heads: whether each head is a node, or all heads of a layer are one.
         spans: names of a task's spans; every edge then has a mask for each span, and one for the rest of the prompt.
             A task stands for all that it names, and its prompts then tell which span comes before which, so that
-            ``effective`` counts no path that they cannot have (:func:`follow`).
+            ``effective`` counts no path that they cannot have.
 
     Raises:
         ValueError: the task names no spans.

@@ -69,14 +69,16 @@ class Recipes(Mapping[str, PaperRecipe]):
     Rates are those of masks and of multipliers, warm-ups those of the rates and of the targets; weight decay 0.01,
     gradients clipped at 1 and gates that start at 10 are common to all (``EdgePruning(recipe="paper")``).
 
-    | task | rates | steps | warm-ups | batch | edge target | node target | ablation |
-    |---|---|---|---|---|---|---|---|
-    | `ioi`, `ioi-t1` | .8, .8 | 3,000 | 200, 2,500 | 32 | .94 ... 1.1 | .72, off | interchange |
-    | `greater-than`, KL over years | .8, .8 | 3,000 | 200, 2,500 | 32 | .95 ... 1.1 | .68, off | interchange |
-    | `gendered-pronoun` | .8, .8 | 3,000 | 200, 2,500 | 32 | .93 ... 1.4 | .69, off | interchange |
-    | `reverse` | .03, .001 | 6,000 | 1,500, 5,900 | 16 | 1.02 | .1, off | zero |
-    | `xproportion` | 1, .0001 | 720 | 96, 640 | 16 | .92 | .4, on | zero |
-    | `boolean-few-shot`, `boolean-instruction` | .8, .4 | 6,000 | 200, 5,500 | 32 | 1.2 | .7, off | interchange |
+    ==============================  =========  =====  ============  =====  ===========  ===========  ===========
+    task                            rates      steps  warm-ups      batch  edge target  node target  ablation
+    ==============================  =========  =====  ============  =====  ===========  ===========  ===========
+    ioi, ioi-t1                     .8, .8     3,000  200, 2,500    32     .94 ... 1.1  .72, off     interchange
+    greater-than, KL over years     .8, .8     3,000  200, 2,500    32     .95 ... 1.1  .68, off     interchange
+    gendered-pronoun                .8, .8     3,000  200, 2,500    32     .93 ... 1.4  .69, off     interchange
+    reverse                         .03, .001  6,000  1,500, 5,900  16     1.02         .1, off      zero
+    xproportion                     1, .0001   720    96, 640       16     .92          .4, on       zero
+    boolean-few-shot, -instruction  .8, .4     6,000  200, 5,500    32     1.2          .7, off      interchange
+    ==============================  =========  =====  ============  =====  ===========  ===========  ===========
 
     Where several targets were swept, ``settings`` have .98, and ``targets`` all. As in the code, the circuit has the
     size that training reaches. Embeddings are one node here and two in the code's GPT-2; of Boolean expressions they

@@ -160,7 +160,7 @@ class Predictivity:
     def values(self, *, aggregate: Aggregate = "mean", positions: Positions = "max") -> Float[Tensor, "layer neuron"]:
         """One number for each neuron; of several pairs of classes, its best place among those of any pair.
 
-        See :func:`best_of_pairs`; arguments as of :meth:`of_pairs`.
+        See ``best_of_pairs`` of this module; arguments as of :meth:`of_pairs`.
         """
         return best_of_pairs(self.of_pairs(aggregate=aggregate, positions=positions))
 

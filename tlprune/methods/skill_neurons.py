@@ -49,7 +49,7 @@ class SkillNeurons(Scoring):
     **More than two classes.** Each two classes are a binary sub-task with a threshold of its own, the mean of the two
     classes' means, and an accuracy that is the mean over the two classes, as if each had as many examples. A neuron's
     score is its best place among the neurons of its layer in any sub-task, see
-    :func:`~tlprune.methods.predictivity.best_of_pairs`.
+    :class:`~tlprune.Predictivity`.
 
     Nothing is ablated: the ablation is only written down, for the circuit that :meth:`find` gives.
 

@@ -49,7 +49,7 @@ class Planted:
         model: a ``HookedTransformer``, or on TransformerLens 4 a ``TransformerBridge``, of 2 layers with 4 heads and an
             MLP each: 110 edges.
         task: prompt pairs with one answer at the last position.
-        circuit: the true edges, under merged embeddings and resample ablation; see :func:`planted`.
+        circuit: the true edges, under merged embeddings and resample ablation; see :func:`~tlprune.planted`.
         explanation: what the circuit computes and what a method should meet.
         neurons: names of the neurons that carry the answer; empty where no MLP has a part in it.
     """
@@ -142,7 +142,7 @@ def planted_task(model: Any, *, seed: int = 0) -> Task:
 
     Args:
         model: the model of a :class:`Planted`.
-        seed: seed of the prompts; the task of :func:`planted` has seed 0.
+        seed: seed of the prompts; the task of :func:`~tlprune.planted` has seed 0.
 
     Raises:
         ValueError: the model is not a planted one.

@@ -15,9 +15,9 @@ class TopConnected:
     """The edges of the highest score, less those on no path, whose place the next best take that lie on one.
 
     Where all of the ``count`` best lie on paths it is they: the same as :class:`~tlprune.Top`. An edge on no path
-    carries nothing, so else just ``count`` edges are taken of more, as many of them effective as fit
-    (:func:`~tlprune.connecting.filled`); where not even that has a path from an embedding to the logits, the path of at
-    most ``count`` edges whose worst edge is best comes first, and the others follow by score. The circuit always has
+    carries nothing, so else just ``count`` edges are taken of more, as many of them effective as fit (``filled`` of
+    ``tlprune.connecting``); where not even that has a path from an embedding to the logits, the path of at most
+    ``count`` edges whose worst edge is best comes first, and the others follow by score. The circuit always has
     ``count`` edges; ``Pruned(size="effective")`` takes the trouble to make all of them effective. By span a path is one
     in the sense of :meth:`~tlprune.Graph.effective`: it moves between spans in attention alone, and ends where the
     logits are read.

@@ -37,7 +37,7 @@ class UnitChange:
         unit: its name.
         kept: whether the subnetwork has it: then it was removed, else it was put back.
         change: of the figure, with it changed less without, and the 95% paired bootstrap interval over examples.
-        p_value: of the paired test, :func:`~tlprune.learning.significance.sign_flip`.
+        p_value: of the paired test, ``sign_flip`` of ``tlprune.learning.significance``.
         adjusted: the same by Holm's method, for all units looked at in this domain.
     """
 

@@ -73,7 +73,7 @@ def effective_size(
 
     Sparsities are tried from the highest down, and the first whose mean accuracy over seeds lies above
     ``full - margin`` counts; what is exactly there does not. Accuracy need not fall with sparsity. The released scripts
-    do this for each seed by itself and then average, which is :attr:`EffectiveSize.mean_each`; the two differ where
+    do this for each seed by itself and then average, which is ``mean_each``; the two differ where
     seeds do.
 
     Args:

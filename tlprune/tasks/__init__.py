@@ -113,7 +113,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def task_builder(name: str) -> Callable[..., Task]:
-    """What builds the task that a word names: one of :data:`TASKS`, or a file of prompts that ends in ``.jsonl``.
+    """What builds the task that a word names: one of ``TASKS``, or a file of prompts that ends in ``.jsonl``.
 
     Raises:
         ValueError: there is no such task.

@@ -59,7 +59,7 @@ def prompted(  # noqa: PLR0913
         model: a language model that carries its tokenizer: a decoder, or an encoder with a head for masked words.
         data: as of :func:`~tlprune.tasks.classification`; its labels must be classes.
         length: prompt tokens; 0 for none, so that a template says it all.
-        words: for each class the word that stands for it; see :func:`~tlprune.tasks.verbaliser.word_ids`.
+        words: for each class the word that stands for it; see ``word_ids`` of ``tlprune.tasks.verbaliser``.
         template: what is written around ``{text}``, and ``{pair}`` in pairs; in encoders without prompt tokens it has
             the mask token, which is read. By default the texts alone, a decoder's pairs with a line break between.
         only: the classes that are taken; all by default.

@@ -40,7 +40,7 @@ def truth(name: str, model: Any) -> Circuit:
     figure of papers that do.
 
     Args:
-        name: one of :data:`tlprune.truths.TRUTHS`, which tells the source, the model and the convention of each.
+        name: one of ``tlprune.truths.TRUTHS``, which tells the source, the model and the convention of each.
         model: the model that the truth is of, or, for published ones, a :class:`~tlprune.Graph` of its shape, which
             also chooses the convention. Only the shape is checked: another model of 12 layers of 12 heads is not told
             from GPT-2 small.

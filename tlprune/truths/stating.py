@@ -59,7 +59,7 @@ class Published:
 
     @property
     def truth(self) -> Truth:
-        """As an entry of :data:`tlprune.truths.TRUTHS`."""
+        """As an entry of ``tlprune.truths.TRUTHS``."""
         return Truth(self.name, self.model, self.source, self.convention, self.of)
 
     def of(self, model: Any) -> Circuit:

@@ -60,13 +60,13 @@ class Compiled:
         name: of the program.
         explanation: what it computes.
         shape: of the model.
-        inputs: the value of each input id; one of them is :data:`START`, the first token of every prompt.
+        inputs: the value of each input id; one of them is ``START``, the first token of every prompt.
         outputs: the value of each output id; ``None`` where the only output is a number.
         vocabulary: the values that prompts are made of, in a fixed order.
         length: tokens of a prompt behind the first.
         weights: tensors in TransformerLens' names and layouts.
         meaning: what the program gives for each prompt of :attr:`sequences`, by position: ids of outputs
-            (:data:`UNDEFINED` where it gives nothing), or numbers.
+            (``UNDEFINED`` where it gives nothing), or numbers.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Compiled:
         return model
 
     def save(self, directory: str | Path) -> None:
-        """Write :data:`FILES` into a directory, which is made where it is not there."""
+        """Write ``FILES`` into a directory, which is made where it is not there."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         facts = ("name", "explanation", "inputs", "outputs", "vocabulary", "length")

@@ -31,7 +31,7 @@ class Tracr:
     Attributes:
         model: a ``HookedTransformer``, or on TransformerLens 4 a ``TransformerBridge``, without norms, bidirectional
             unless compiled to be causal.
-        task: every input of one length, each answered at every position; see :func:`tracr`.
+        task: every input of one length, each answered at every position; see :func:`~tlprune.tracr`.
         program: the weights, what ids stand for, and what the program means.
     """
 
@@ -212,7 +212,7 @@ def tracr_task(model: Any, *, seed: int = 0) -> Task:
 
     Args:
         model: the model of ``tracr(name)``.
-        seed: of the twins; the task of :func:`tracr` has seed 0.
+        seed: of the twins; the task of :func:`~tlprune.tracr` has seed 0.
 
     Raises:
         ValueError: the model is none of these.

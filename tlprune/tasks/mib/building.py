@@ -34,11 +34,13 @@ def mib(
     beginning-of-sequence token first (where the tokenizer has none, the end-of-sequence token, as TransformerLens puts
     it) and are padded on the right. An answer is the first token of its word, tokenised alone.
 
-    | name | answer | foil | counterfactual by default |
-    |---|---|---|---|
-    | `ioi` | the indirect object, after a space | the subject | `s2_io_flip` |
-    | `mcqa`, `arc-easy`, `arc-challenge` | label of the right choice | that of the counterfactual | `symbol` |
-    | `arithmetic-addition`, `arithmetic-subtraction` | the result | that of the counterfactual | `random` |
+    =================================  ==================================  ==========================  ===============
+    name                               answer                              foil                        twin by default
+    =================================  ==================================  ==========================  ===============
+    ioi                                the indirect object, after a space  the subject                 s2_io_flip
+    mcqa, arc-easy, arc-challenge      label of the right choice           that of the counterfactual  symbol
+    arithmetic-addition, -subtraction  the result                          that of the counterfactual  random
+    =================================  ==================================  ==========================  ===============
 
     Rows are left out as in MIB: where answer and foil (and for `ioi` a third name) differ in their number of tokens;
     for arithmetic where one has more than a token, there is no counterfactual, or the operator is another. Beyond that
