@@ -16,7 +16,14 @@ import torch
 import tlprune
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/concepts.md", "docs/how-to-choose.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/concepts.md",
+    "docs/how-to-choose.md",
+    "docs/recipes.md",
+    "docs/migrating.md",
+    "docs/adding-a-method.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+\.\d+|-?\d+")
 FIGURES = ("edges", "gates", "ablations")
