@@ -10,8 +10,8 @@ from styles import CLEAN, CORRUPT, STYLES, error, fresh, model_of, probe
 from torch import Tensor
 
 import tlprune as tp
-from tlprune.masking import exchange
-from tlprune.masking.exchange import pieces_of
+from tlprune.masking import mixing
+from tlprune.masking.mixing import pieces_of
 
 EXAMPLES, LENGTH = CLEAN.ids.shape
 LEADS: list[tuple[int, ...]] = [(), (EXAMPLES,), (1, LENGTH), (EXAMPLES, LENGTH)]
@@ -38,7 +38,7 @@ def everything(model: Any, sites: tp.Sites, lead: tuple[int, ...], **settings: A
 def test_the_same_run(style: str, lead: tuple[int, ...], cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(style)
     expected = everything(model, tp.edges(model), lead)
-    monkeypatch.setattr(exchange, "MOST_MIXED", CUTS[cut])
+    monkeypatch.setattr(mixing, "MOST_MIXED", CUTS[cut])
     assert error(everything(model, tp.edges(model), lead), expected) <= 1e-12
 
 
@@ -51,14 +51,14 @@ def test_with_frozen_norms_joined_readers_and_masked_weights(cut: str, monkeypat
         (tp.edges(model) + tp.weights(model, "blocks.*.attn.W_*"), {}),
     ]
     expected = [everything(model, sites, (), **settings) for sites, settings in cases]
-    monkeypatch.setattr(exchange, "MOST_MIXED", CUTS[cut])
+    monkeypatch.setattr(mixing, "MOST_MIXED", CUTS[cut])
     for (sites, settings), whole in zip(cases, expected, strict=True):
         assert error(everything(model, sites, (), **settings), whole) <= 1e-12
 
 
 @pytest.mark.parametrize("most", [1, 7, 10, 60, 100, 10_000])
 def test_pieces_are_the_batch(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MOST_MIXED", most)
+    monkeypatch.setattr(mixing, "MOST_MIXED", most)
     seen = torch.zeros(5, 6)
     for piece in pieces_of(seen.shape, 2):
         seen[piece] += 1

@@ -19,8 +19,9 @@ from tlprune.backends.activations import Activations, Backend, Projection, autoc
 from tlprune.graph import Graph, Readers
 from tlprune.grouping import of_heads, spread
 from tlprune.masking.beside import Beside, check_gradients
-from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream, mix
+from tlprune.masking.exchange import ReadProjected, ReadStream, WriteHeads, WriteStream
 from tlprune.masking.in_play import Everything, in_play
+from tlprune.masking.mixing import mix
 from tlprune.masking.post_norm_edges import PostNormCall
 from tlprune.masking.recomputing import Recomputing, is_bare
 from tlprune.masking.workspace import Pool, Workspace

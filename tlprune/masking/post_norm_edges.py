@@ -31,7 +31,7 @@ from tlprune.backends.activations import Activations, Backend, Projection
 from tlprune.backends.post_norms import LayerNorm, PostNormBackend, PostNorms
 from tlprune.graph import Graph, Readers
 from tlprune.masking.beside import Beside, check_gradients
-from tlprune.masking.exchange import lead_axes, without_ones
+from tlprune.masking.mixing import lead_axes, without_ones
 
 Streams = Float[Tensor, "reader example pos d_model"]
 
