@@ -82,3 +82,15 @@ def test_the_acdc_grid_runs_on_a_model_in_the_format_of_gpt2(
     assert (tmp_path / "best.html").exists()
     assert names["best"]["size"] == "true"
     assert "docstring in attn-only-4l: not run" in capsys.readouterr().out
+
+
+def test_first_steps_run_on_the_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run(code_cells("first_steps.ipynb"), {"STEPS": 20})
+    assert len(names["circuit"]) == 60 and names["circuit"].n_effective > 40  # of few steps
+    assert names["loaded"] == names["circuit"] and names["logits"].shape[:2] == (len(names["task"].test), 1)
+    assert all(0 < agreement <= 1 for agreement in names["agreement"].values())
+    assert "complement" in capsys.readouterr().out
+    assert {"mine.html", "both.html", "mine.json"} <= {path.name for path in tmp_path.iterdir()}
