@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tlprune.graph import Graph, Readers
+from tlprune.masking.reach import Reach
 
 LEAST_DECIDED = 0.5  # the fraction of edges that are exactly 0 or 1 below which a closer look is not worth it
 LEAST_PRODUCTS = 1 << 26  # products of masks and differences in a run that is worth it
@@ -116,7 +117,7 @@ class InPlay(Everything):
 
     def __init__(self, graph: Graph, values: Float[Tensor, "edge"], *, coupled: bool = False) -> None:
         super().__init__(graph)
-        self.coupled = coupled
+        self.reach = Reach(graph, coupled)
         values = values.detach().cpu()
         self.closed, self.open = values == 0, values == 1
         self.heard, self.whole, self.needed = self._traced()
@@ -135,17 +136,13 @@ class InPlay(Everything):
         self.count = len(self.columns)
 
     def _traced(self) -> tuple[Bool[Tensor, "writer"], Bool[Tensor, "writer"], dict[Readers, Bool[Tensor, "reader"]]]:
-        """Writers that are heard, those heard whole by all that matter, and the readers that matter, from the last."""
-        heard = torch.zeros(len(self.graph.writers), dtype=torch.bool)
-        whole, needed = torch.ones_like(heard), {}
-        for readers in reversed(self.graph.readers):
-            own = self.graph.readers_of(readers, heard)
-            if self.coupled and readers.kind == "attention":
-                own = own.any().expand_as(own)
-            needed[readers] = own
-            heard[: readers.width] |= (~readers.block(self.closed)[own]).any(0)
+        """Writers that are heard, those heard whole by all that matter, and the readers that matter."""
+        heard = self.reach.needed(~self.closed)
+        needed = {readers: self.reach.live(readers, heard) for readers in self.graph.readers}
+        whole = heard.clone()
+        for readers, own in needed.items():
             whole[: readers.width] &= readers.block(self.open)[own].all(0)
-        return heard, whole & heard, needed
+        return heard, whole, needed
 
     def _place(self, layer: int) -> None:
         first, heads = self.graph.attention_writers(layer), self.shape.n_heads
