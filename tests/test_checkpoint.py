@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from stopped_run import DISCOVERY, STEPS, STREAMS, masked_model, run
 from styles import fresh, random_batch
 
+from tlprune.files import check_room
 from tlprune.gates import HardConcrete, Sigmoid
 from tlprune.learning.budgets import Lagrangian, Penalty
 from tlprune.learning.fit import fit, steps
@@ -262,6 +263,18 @@ def test_room_for_a_second_checkpoint_is_found_before_training(tmp_path: Path, m
         run(tmp_path, masked_model(), objective=Untrained())
     assert asked == [(tmp_path / "run.safetensors").stat().st_size]
     assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "written"])
+def test_room_is_tried_whatever_the_system_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    if not asked:
+        monkeypatch.delattr(os, "posix_fallocate")
+    check_room(tmp_path, 3 << 20)
+    with limited(2 << 20), pytest.raises(OSError, match="File too large"):
+        check_room(tmp_path, 3 << 20)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_was_stopped_before_its_first_step_begins_like_a_new_one(tmp_path: Path) -> None:

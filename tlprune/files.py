@@ -44,8 +44,12 @@ def check_room(folder: Path, size: int) -> None:
         OSError: it has no room for it, or cannot be written.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # elsewhere it would have to be written
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
+        else:  # what is only asked for may not be there
+            for begin in range(0, size, 1 << 20):
+                file.write(bytes(min(1 << 20, size - begin)))
+            file.flush()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:

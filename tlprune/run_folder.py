@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tlprune.files import check_room
 from tlprune.processes import processes
 
 FILES = ("circuit.json", "metrics.jsonl", "circuit.html", "evaluation.json")
@@ -43,18 +44,10 @@ def _ready(out: Path) -> tuple[Path, bool]:
     existed = out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _check_room(out / ".writable")
+        check_room(out, ROOM)  # a full disk still takes empty files
     except OSError as error:
         raise ValueError(f"Cannot write to {out}: {error.strerror}. Choose another directory with --out.") from None
     return out, existed
-
-
-def _check_room(probe: Path) -> None:
-    """A full disk still takes empty files."""
-    try:
-        probe.write_bytes(bytes(ROOM))
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _fresh(parent: Path, name: str) -> Path:
