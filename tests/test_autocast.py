@@ -11,7 +11,7 @@ from styles import CLEAN, CORRUPT, STYLES, fresh, model_of, probe
 from torch import Tensor
 
 import tlprune as tp
-from tlprune.masking import workspace
+from tlprune.masking import exchange, mixing, workspace
 
 KINDS = {style: (lambda style=style: fresh(style, torch.float32)) for style in STYLES}
 KINDS |= {f"bridged {kind}": (lambda kind=kind: bridged(kind, torch.float32)) for kind in ("gpt2", "llama", "gemma2")}
@@ -60,6 +60,20 @@ def test_masks_and_their_gradients_stay_exact_numbers() -> None:
         plain = model(CLEAN.ids)
     assert torch.equal(*found)
     assert float((everything - plain).abs().max()) <= 0.02 * float(plain.abs().max())
+
+
+def test_sums_are_not_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of exact buffers, where a product in the type of the casts would round what readers see."""
+    model, types = KINDS["gpt2"](), []
+
+    def noted(*args: Any) -> Tensor:
+        mixed = mixing.mix(*args)
+        types.append(mixed.dtype)
+        return mixed
+
+    monkeypatch.setattr(exchange, "mix", noted)
+    run(model, random_values(model), cast=True, buffers=torch.float32)
+    assert set(types) == {torch.float32}
 
 
 @pytest.mark.parametrize("style", ["gpt2", "llama", "gemma2"])
